@@ -1,0 +1,87 @@
+"""Sub-tasks: what a handler asks of other agents, found again by a later attempt."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from xnai.bus.bus import Bus
+from xnai.bus.sending import Order, make_order
+from xnai.protocol.a2a import Part, TaskState
+from xnai.protocol.envelope import encode
+
+if TYPE_CHECKING:
+    from xnai.agents.run import Run
+
+_SHORTEST = 0.001
+
+
+def child_id(parent: str, to: str, key: str, nth: int, again: int) -> str:
+    """22 base64url characters that name the same sub-task in every attempt at its parent.
+
+    `key` is the name given, or the hash of the payload; `nth` counts equal ones; `again` how often one
+    that did not complete was asked anew.
+    """
+    digest = hashlib.sha256("\n".join((parent, to, key, str(nth), str(again))).encode()).digest()
+    return base64.urlsafe_b64encode(digest)[:22].decode()
+
+
+class Children:
+    """The sub-tasks of one attempt."""
+
+    def __init__(self, bus: Bus, run: Run) -> None:
+        self._bus, self._run = bus, run
+        self._seen: Counter[tuple[str, str]] = Counter()
+
+    async def call(self, to: str, payload: object, returns: Any, *, timeout: float, name: str | None) -> Any:
+        order = await self._order(to, payload, timeout=timeout, name=name)
+        return await self._bus.answer(await self._bus.run(order, abandon=self._abandons), returns)
+
+    async def stream(
+        self, to: str, payload: object, returns: Any, *, timeout: float, name: str | None
+    ) -> AsyncIterator[Any]:
+        order = await self._order(to, payload, timeout=timeout, name=name)
+        async for chunk in self._bus.run_stream(order, returns, abandon=self._abandons):
+            yield chunk
+
+    def _abandons(self) -> bool:
+        return self._run.cancels_children
+
+    async def _order(self, to: str, payload: object, *, timeout: float, name: str | None) -> Order:
+        task = self._run.task
+        left = max(_SHORTEST, self._run.deadline - time.time())
+        order = make_order(to, payload, lane=task.lane, ttl=min(timeout, left), context=task.context)
+        key = name or _hash(order.parts)
+        nth = self._seen[to, key]
+        self._seen[to, key] += 1
+        id, given = await self._id(order.agent, to, key, nth)
+        return msgspec.structs.replace(
+            order,
+            id=id,
+            given=given,
+            depth=task.depth + 1,
+            ancestors=(*task.ancestors, f"{task.agent}.{task.skill}"),
+            traceparent=task.traceparent,
+        )
+
+    async def _id(self, agent: str, to: str, key: str, nth: int) -> tuple[str, bool]:
+        """The id to use, and whether a task may exist under it: one that did not complete is asked anew."""
+        again = 0
+        while True:
+            id = child_id(self._run.task.id, to, key, nth, again)
+            if self._run.attempt == 1:
+                return id, False
+            found = await self._bus.finder.find(id, agents=[agent])
+            if found is None or found.outcome is None or found.outcome.status.state is TaskState.COMPLETED:
+                return id, found is not None
+            again += 1
+
+
+def _hash(parts: tuple[Part, ...]) -> str:
+    return hashlib.sha256(encode(parts)).hexdigest()

@@ -1,0 +1,1 @@
+"""The inference agent: the one owner of llama.cpp."""

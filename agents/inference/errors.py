@@ -1,0 +1,56 @@
+"""What can go wrong with a local model.
+
+    InferenceError                        inference_failed  the engine gave no answer; trying again may help
+    ├── ModelMissing (FileNotFoundError)  model_missing     no file there; the sentence says what to run
+    ├── ModelInvalid (ValueError)         model_invalid     a file that is not the model it should be
+    ├── FetchFailed                       fetch_failed      a download that a person asked for failed
+    ├── TemplateFailed (ValueError)       template_failed   no chat template, or it refuses these messages
+    ├── PromptTooLong (ValueError)        prompt_too_long   the prompt alone fills the context
+    └── Cancelled                         canceled          the cancel flag was set before the answer
+
+Arguments out of range raise `xnai.protocol.errors.InvalidPayload`.
+"""
+
+from xnai.protocol.errors import XnaiError
+
+
+class InferenceError(XnaiError):
+    """The engine gave no answer. Trying again may help; with the errors below it does not."""
+
+    code = "inference_failed"
+
+
+class ModelMissing(InferenceError, FileNotFoundError):
+    """There is no model file where one should be. The sentence says what to run or set."""
+
+    code = "model_missing"
+
+
+class ModelInvalid(InferenceError, ValueError):
+    """A file is damaged, is another one than it should be, or cannot do what is asked of it."""
+
+    code = "model_invalid"
+
+
+class FetchFailed(InferenceError):
+    """A download that a person asked for did not succeed. Nothing was changed."""
+
+    code = "fetch_failed"
+
+
+class TemplateFailed(InferenceError, ValueError):
+    """The model has no chat template, or it cannot render these messages."""
+
+    code = "template_failed"
+
+
+class PromptTooLong(InferenceError, ValueError):
+    """The prompt leaves no room for an answer in the model's context."""
+
+    code = "prompt_too_long"
+
+
+class Cancelled(InferenceError):
+    """The caller's cancel flag was set before there was an answer."""
+
+    code = "canceled"

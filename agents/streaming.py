@@ -1,0 +1,74 @@
+"""Turning what a handler yields into deltas and stored events."""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+import msgspec
+
+from xnai.agents.reporter import Reporter
+from xnai.protocol.a2a import NO_DATA, Part
+from xnai.protocol.envelope import encode
+from xnai.protocol.payload import BYTES, JSON, Codec
+
+COALESCE = 0.05  # seconds: yields that come closer together are stored as one event
+
+
+class ChunkWriter:
+    """Writes the chunks of one attempt, in order."""
+
+    def __init__(self, reporter: Reporter, codec: Codec[object]) -> None:
+        self._reporter, self._codec = reporter, codec
+        self._parts: list[Part] = []
+        self._stored = 0
+        self._since = 0.0
+        self._one_at_a_time = anyio.Lock()
+
+    @property
+    def count(self) -> int:
+        return len(self._parts)
+
+    @property
+    def due(self) -> bool:
+        """Whether chunks have waited long enough to be stored."""
+        return self._stored < len(self._parts) and time.monotonic() - self._since >= COALESCE
+
+    async def write(self, value: object) -> None:
+        """Send a chunk, and store it with its neighbours.
+
+        Raises:
+            InvalidPayload: it is not of the type that was declared.
+            Unavailable: an event was not confirmed.
+        """
+        (part, *_) = self._codec.write(value)
+        if self._stored == len(self._parts):
+            self._since = time.monotonic()
+        self._parts.append(part)
+        await self._reporter.delta(len(self._parts) - 1, part)
+        if self.due:
+            await self.flush()
+
+    async def flush(self, *, last: bool = False) -> None:
+        """Store what is not stored yet; two flushes at once would mix the order up."""
+        async with self._one_at_a_time:
+            index, parts = self._stored, tuple(self._parts[self._stored :])
+            if parts:
+                self._stored += len(parts)
+                await self._reporter.chunks(index, parts, last=last)
+
+    def joined(self) -> Part:
+        """The whole answer as one part: joined text, joined bytes, or a list of the values."""
+        kind = self._codec.type
+        if kind is str or (self._parts and all(part.text is not None for part in self._parts)):
+            return Part(text="".join(part.text or "" for part in self._parts))
+        if kind is bytes or (self._parts and all(part.raw is not None for part in self._parts)):
+            return Part(raw=b"".join(part.raw or b"" for part in self._parts), media_type=BYTES)
+        values = b",".join(_as_json(part) for part in self._parts)
+        return Part(data=msgspec.Raw(b"[%b]" % values), media_type=JSON)
+
+
+def _as_json(part: Part) -> bytes:
+    if part.data is not NO_DATA:
+        return bytes(part.data)
+    return encode(part.text if part.text is not None else part.raw)

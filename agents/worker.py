@@ -1,0 +1,325 @@
+"""The worker: as many slots as credit, one watch for all running tasks, and an orderly leave."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+
+from xnai.agents.agent import Agent
+from xnai.agents.blocking import LoopGuard
+from xnai.agents.concluding import Probe
+from xnai.agents.handling import Handler
+from xnai.agents.past import FRESH, Past, look_up
+from xnai.agents.run import Run
+from xnai.agents.stop import Stop
+from xnai.bus.background import background_tasks
+from xnai.bus.bus import Bus
+from xnai.bus.client import Frame
+from xnai.bus.hearing import is_genuine
+from xnai.bus.pull import Delivery, Puller
+from xnai.bus.streams import Limits, declare_agent, declare_consumer
+from xnai.bus.transport import NoResponders
+from xnai.bus.waiting import new_future
+from xnai.protocol import subjects
+from xnai.protocol.errors import GateClosed, Unavailable
+from xnai.protocol.events import CANCEL, OUTCOME
+from xnai.protocol.names import LANES, SYSTEM
+
+log = logging.getLogger(__name__)
+DRAIN_TIMEOUT = 10.0
+_TICK = 0.1
+_FRESH = 1.0  # seconds: a task that waited less, and was delivered once, has no past
+_WORKING_AFTER = 1.0
+_STUCK_AFTER = 2.0  # seconds that a stopped handler has to end
+_REMEMBERED_CANCELS = 1_000
+_PAUSE_WHEN_FULL = 5.0
+
+
+@asynccontextmanager
+async def serve(
+    agent: Agent,
+    bus: Bus,
+    *,
+    limits: Limits | None = None,
+    drain: float = DRAIN_TIMEOUT,
+    probe: Probe | None = None,
+) -> AsyncIterator[Worker]:
+    """Answer an agent's tasks while the context is open. On entry it is consuming.
+
+    At the end it takes nothing more, gives running handlers `drain` seconds, and hands back what is left, so
+    that another process starts on it at once.
+
+    Raises:
+        Busy: the broker cannot reserve room for the agent's queue and log.
+        Unavailable: the broker does not answer.
+    """
+    limits = limits or Limits()
+    for name in agent.addresses:
+        await bus.declare(name, limits)
+    async with agent.alive() as state:
+        worker = Worker(agent, bus, limits, Handler(agent, bus, state, probe))
+        async with worker.open():
+            try:
+                yield worker
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await worker.leave(drain)
+
+
+class Worker:
+    """As many slots as credit, each a task that lives as long as the worker: starting a task for each message
+    costs twenty times what waking one does. Use `serve`."""
+
+    def __init__(self, agent: Agent, bus: Bus, limits: Limits, handler: Handler) -> None:
+        self.agent, self.bus = agent, bus
+        self._limits, self._handler = limits, handler
+        self._puller = Puller(bus.transport, agent.addresses, LANES, slots=agent.concurrency, heal=self._heal)
+        self._ready: tuple[deque[tuple[Delivery, Past]], ...] = tuple(deque() for _ in LANES)
+        self._unsure: list[Delivery] = []
+        self._touched: dict[Delivery, float] = {}
+        self._idle: list[object] = []
+        self._slots = 0
+        self._canceled: dict[tuple[str, str], None] = {}
+        self._leaving = False
+        self._something_taken, self._something_unsure = anyio.Event(), anyio.Event()
+        self._all_settled = anyio.Event()
+        self._guard = LoopGuard(agent)
+        self._tasks: TaskGroup
+        handler.on_full_log = self._pause
+
+    @property
+    def running(self) -> int:
+        """How many handlers are at work."""
+        return len(self._handler.runs)
+
+    @property
+    def healed(self) -> int:
+        """How often a lost pull or consumer was made again."""
+        return self._puller.healed
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            self._tasks = await stack.enter_async_context(background_tasks())
+            stack.enter_context(self._guard.watching())
+            for name in self.agent.addresses:
+                subject = subjects.live_kind(name, CANCEL)
+                await stack.enter_async_context(self.bus.transport.listen(subject, self._heard_cancel))
+            self._tasks.start_soon(self._watch)
+            self._tasks.start_soon(self._look_up)
+            self._tasks.start_soon(self._reread_after_reconnects)
+            await stack.enter_async_context(self._puller.pulling(self._take))
+            await self.bus.transport.flush()
+            yield
+
+    async def _heal(self, agent: str, lane: str) -> None:
+        try:
+            await declare_consumer(self.bus.api, agent, lane, self._limits)
+        except Unavailable:  # the stream itself is gone
+            await declare_agent(self.bus.api, agent, self._limits)
+
+    # Taking
+
+    def _take(self, delivery: Delivery) -> None:
+        self._touched[delivery] = now = time.time()
+        if not self._something_taken.is_set():
+            self._something_taken.set()
+        if self._leaving:
+            self._tasks.start_soon(self._return, delivery)
+        elif delivery.count == 1 and 0 <= now - delivery.stored_at < _FRESH:
+            self._offer(delivery, FRESH)
+        else:
+            self._unsure.append(delivery)
+            self._something_unsure.set()
+
+    def _offer(self, delivery: Delivery, past: Past) -> None:
+        if self._idle:
+            self._idle.pop().set_result((delivery, past))  # type: ignore[attr-defined]
+            return
+        self._ready[delivery.lane.rank].append((delivery, past))
+        if self._slots < self.agent.concurrency:
+            self._slots += 1
+            self._tasks.start_soon(self._slot)
+
+    async def _slot(self) -> None:
+        while True:
+            for lane in self._ready:
+                if lane:
+                    delivery, past = lane.popleft()
+                    break
+            else:
+                ready = new_future()
+                self._idle.append(ready)
+                delivery, past = await ready
+            if (key := _key(delivery)) in self._canceled:
+                del self._canceled[key]
+                past = Past(canceled=True, attempt=past.attempt)
+            try:
+                await self._handler.handle(delivery, past)
+            finally:
+                self._settled(delivery)
+
+    def _settled(self, delivery: Delivery) -> None:
+        self._touched.pop(delivery, None)
+        if self._leaving and not self._touched:
+            self._all_settled.set()
+
+    async def _look_up(self) -> None:
+        """Ask the log about tasks that may have a past, all that came meanwhile in one read."""
+        while True:
+            await self._something_unsure.wait()
+            self._something_unsure = anyio.Event()
+            asked, self._unsure = self._unsure, []
+            try:
+                for delivery, past in await look_up(self.bus.api, asked):
+                    self._offer(delivery, past)
+            except (NoResponders, Unavailable) as error:
+                log.warning("tasks are given back: their past cannot be read: %s", error)
+                for delivery in asked:
+                    await self._return(delivery, delay=1.0)
+
+    async def _return(self, delivery: Delivery, delay: float = 0.0) -> None:
+        await delivery.give_back(delay)
+        self._settled(delivery)
+
+    # Watching
+
+    async def _watch(self) -> None:
+        """One look at all running tasks, ten times a second, instead of timers for each."""
+        while True:
+            if not self._touched:
+                self._something_taken = anyio.Event()
+                self._guard.rest()
+                await self._something_taken.wait()
+            self._guard.beat()
+            await anyio.sleep(_TICK)
+            for run in list(self._handler.runs.values()):
+                await self._look_at(run)
+            await self._keep_alive()
+
+    async def _look_at(self, run: Run) -> None:
+        now = time.monotonic()
+        if run.stopped is None:
+            if time.time() >= run.deadline:
+                run.stop(Stop.DEADLINE)
+            elif now - run.began >= run.skill.cap:
+                run.stop(Stop.CAP)
+            elif not run.recorded and now - run.began >= _WORKING_AFTER:
+                run.recorded = True
+                self._tasks.start_soon(self._record, run)
+            elif run.writer is not None and run.writer.due:
+                self._tasks.start_soon(self._flush, run)
+        elif not run.over and now - run.stopped_at >= _STUCK_AFTER:
+            log.error("a handler goes on though it was stopped: %s", run)
+            run.over = True
+            self._tasks.start_soon(self._conclude_stuck, run)
+
+    async def _record(self, run: Run) -> None:
+        try:
+            await run.reporter.working()
+        except GateClosed:
+            run.stop(Stop.ENDED_ELSEWHERE)
+        except Unavailable:
+            run.recorded = False
+
+    async def _flush(self, run: Run) -> None:
+        try:
+            if run.writer is not None:
+                await run.writer.flush()
+        except Unavailable as error:
+            log.warning("chunks of %s are not stored: %s", run, error)
+            run.stop(Stop.HANDED_BACK)
+
+    async def _conclude_stuck(self, run: Run) -> None:
+        await self._handler.conclude_stuck(run)
+        self._settled(run.delivery)
+
+    async def _keep_alive(self) -> None:
+        now = time.time()
+        limit = now - self._limits.ack_wait / 3
+        for delivery, touched in list(self._touched.items()):
+            if touched > limit:
+                continue
+            self._touched[delivery] = now
+            try:
+                await delivery.touch()
+            except Unavailable:  # the link is down: it is delivered again, and looked up
+                return
+
+    def _pause(self, reason: str) -> None:
+        """The log has no room: take nothing more for a while, and say so."""
+        log.error("%s stops taking tasks for %g s: %s", self.agent.name, _PAUSE_WHEN_FULL, reason)
+        self._puller.pause(True)
+        self._tasks.start_soon(self._resume)
+
+    async def _resume(self) -> None:
+        await anyio.sleep(_PAUSE_WHEN_FULL)
+        self._puller.pause(False)
+
+    # Cancelling
+
+    def _heard_cancel(self, frame: Frame) -> None:
+        about = subjects.read_event(frame.subject)
+        if about.writer not in (about.sender, SYSTEM) or not is_genuine(frame):
+            log.warning("a cancel by somebody else is ignored", extra={"subject": frame.subject})
+            return
+        if run := self._handler.runs.get((about.sender, about.id)):
+            run.stop(Stop.CANCELED)
+            return
+        self._canceled[about.sender, about.id] = None  # its task may be on the way, and is fresh then
+        if len(self._canceled) > _REMEMBERED_CANCELS:
+            del self._canceled[next(iter(self._canceled))]
+
+    async def _reread_after_reconnects(self) -> None:
+        """What was stored about running tasks while the link was down: cancels, and outcomes of others."""
+        async for _ in self.bus.transport.reconnections():
+            try:
+                for run in list(self._handler.runs.values()):
+                    await self._reread(run)
+            except Unavailable:
+                log.info("the cancels of running tasks could not be read yet")
+
+    async def _reread(self, run: Run) -> None:
+        task = run.task
+        stream = subjects.log_stream(task.agent)
+        for stored in await self.bus.api.last_of_each(
+            stream, [subjects.log(task.agent, task.sender, task.id)]
+        ):
+            kind = subjects.read_event(stored.subject).kind
+            if kind == OUTCOME:
+                run.stop(Stop.ENDED_ELSEWHERE)
+            elif kind == CANCEL:
+                run.stop(Stop.CANCELED)
+
+    # Leaving
+
+    async def leave(self, drain: float) -> None:
+        """Take nothing more; wait `drain` seconds for what runs; hand back the rest."""
+        if self._leaving:
+            return
+        self._leaving = True
+        with anyio.move_on_after(_STUCK_AFTER):
+            await self._puller.stop()
+        for lane in self._ready:
+            while lane:
+                await self._return(lane.popleft()[0])
+        if self._touched:
+            with anyio.move_on_after(drain):
+                await self._all_settled.wait()
+        for run in list(self._handler.runs.values()):
+            run.stop(Stop.HANDED_BACK)
+        if self._touched:
+            with anyio.move_on_after(2 * _STUCK_AFTER):
+                await self._all_settled.wait()
+
+
+def _key(delivery: Delivery) -> tuple[str, str]:
+    """Who sent the task, and its id, from the subject that the broker has checked."""
+    tokens = delivery.subject.split(".")
+    return tokens[5], tokens[7]

@@ -1,0 +1,205 @@
+"""Large parts: stored once by their hash, in chunks, and named by a URL in the message.
+
+A chunk lives as long as any task that names it may: until its deadline and a week beyond. Storing the same
+content again renews that. The broker itself removes what is over (`Nats-TTL`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import anyio
+import msgspec
+
+from xnai.bus.jetstream import JetStream
+from xnai.bus.publisher import Publisher
+from xnai.protocol import subjects
+from xnai.protocol.a2a import NO_DATA, Artifact, Message, Part, Task, TaskArtifactUpdateEvent
+from xnai.protocol.envelope import Envelope, encode
+from xnai.protocol.errors import MalformedMessage, Unavailable
+from xnai.protocol.events import BLOB_KEY
+
+CHUNK = 512 * 1024
+_WINDOW = 16  # chunks on their way at once, below what the server lets a slow reader owe
+_SCHEME = "xnai-blob:"
+_ROOM_FOR_HEADERS = 2048
+_SHORTEST_TTL = 60
+_SMALLEST = 512  # bytes: the reference to a smaller part is no smaller
+Carrier = TypeVar("Carrier", Envelope, Task, TaskArtifactUpdateEvent, Message)
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """What a part that was stored apart says of itself in its metadata."""
+
+    kind: str
+    size: int
+
+
+class Blobs:
+    """Stores and fetches large parts as `name`."""
+
+    def __init__(self, api: JetStream, publisher: Publisher, name: str) -> None:
+        self._api, self._publisher, self._name = api, publisher, name
+
+    @property
+    def room(self) -> int:
+        """Bytes that a message may have: three quarters of the server's limit, headers included."""
+        return self._api.transport.max_payload * 3 // 4 - _ROOM_FOR_HEADERS
+
+    async def fit(self, carrier: Carrier, *, reader: str, until: float) -> bytes:
+        """`carrier` as bytes that the broker takes: its largest parts are stored apart where need be.
+
+        Args:
+            reader: the name of who will read it.
+            until: seconds since the epoch until which the parts are needed.
+
+        Raises:
+            Busy: there is no room for them.
+            Unavailable: they were not confirmed.
+        """
+        data = encode(carrier)
+        if len(data) <= self.room:
+            return data
+        for part in sorted(_parts_in(carrier), key=_size, reverse=True):
+            if len(data) <= self.room or _size(part) <= _SMALLEST:
+                break
+            carrier = _replace(carrier, part, await self._put(part, reader, until))
+            data = encode(carrier)
+        if len(data) > self.room:
+            raise Unavailable(f"A message of {len(data)} bytes in too many small parts cannot be sent.")
+        return data
+
+    async def _put(self, part: Part, reader: str, until: float) -> Part:
+        kind, content = _content(part)
+        sha256 = hashlib.sha256(content).hexdigest()
+        ttl = max(_SHORTEST_TTL, int(until - time.time()))
+        limiter = anyio.Semaphore(_WINDOW)
+
+        async def put_chunk(number: int) -> None:
+            async with limiter:
+                await self._publisher.publish(
+                    subjects.blob(self._name, reader, sha256, number),
+                    content[number * CHUNK : (number + 1) * CHUNK],
+                    f"Nats-TTL: {ttl}s\r\n",
+                )
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(_chunks(len(content))):
+                tasks.start_soon(put_chunk, number)
+        reference = Reference(kind=kind, size=len(content))
+        return Part(
+            url=f"{_SCHEME}{self._name}/{reader}/{sha256}",
+            metadata={**(part.metadata or {}), BLOB_KEY: reference},
+            media_type=part.media_type,
+            filename=part.filename,
+        )
+
+    async def whole(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        """`parts`, with what was stored apart in its place.
+
+        Raises:
+            Unavailable: a part is no longer kept, or could not be read.
+            MalformedMessage: what is kept is not what was named.
+        """
+        if not any(part.url is not None and part.url.startswith(_SCHEME) for part in parts):
+            return tuple(parts)
+        return tuple([await self._get(part) for part in parts])
+
+    async def _get(self, part: Part) -> Part:
+        if part.url is None or not part.url.startswith(_SCHEME):
+            return part
+        writer, reader, sha256 = _read_url(part.url)
+        metadata = dict(part.metadata or {})
+        try:
+            reference = msgspec.convert(metadata.pop(BLOB_KEY, None), Reference)
+        except msgspec.ValidationError as error:
+            raise MalformedMessage(f"A part stored apart does not say what it is: {error}.") from error
+        content = await self._content(writer, reader, sha256, reference.size)
+        return msgspec.structs.replace(
+            part, url=None, metadata=metadata or None, **_field(reference.kind, content)
+        )
+
+    async def _content(self, writer: str, reader: str, sha256: str, size: int) -> bytes:
+        chunks: dict[str, bytes] = {}
+        names = [subjects.blob(writer, reader, sha256, number) for number in range(_chunks(size))]
+        for start in range(0, len(names), _WINDOW):
+            for message in await self._api.last_of_each(subjects.BLOB_STREAM, names[start : start + _WINDOW]):
+                chunks[message.subject] = message.data
+        if len(chunks) < len(names):
+            raise Unavailable(f"A large part is no longer kept, or not yet stored: {sha256[:12]}….")
+        content = b"".join(chunks[name] for name in names)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise MalformedMessage(f"A large part is not what its name promises: {sha256[:12]}….")
+        return content
+
+
+def _chunks(size: int) -> int:
+    return max(1, -(-size // CHUNK))
+
+
+def _size(part: Part) -> int:
+    if part.data is not NO_DATA:
+        return len(bytes(part.data))
+    return len(part.raw) * 4 // 3 if part.raw is not None else len(part.text or "")
+
+
+def _content(part: Part) -> tuple[str, bytes]:
+    if part.data is not NO_DATA:
+        return "data", bytes(part.data)
+    return ("raw", part.raw) if part.raw is not None else ("text", (part.text or "").encode())
+
+
+def _field(kind: str, content: bytes) -> dict[str, object]:
+    if kind == "data":
+        return {"data": msgspec.Raw(content)}
+    if kind == "raw":
+        return {"raw": content}
+    try:
+        return {"text": content.decode()}
+    except UnicodeDecodeError as error:
+        raise MalformedMessage("A large part that should be text is none.") from error
+
+
+def _read_url(url: str) -> tuple[str, str, str]:
+    tokens = url.removeprefix(_SCHEME).split("/")
+    if len(tokens) != 3 or any(not token or set(token) & set(" .*>\r\n\t") for token in tokens):
+        raise MalformedMessage(f"{url[:200]!r} names no part that is stored apart.")
+    return tokens[0], tokens[1], tokens[2]
+
+
+def _parts_in(carrier: Envelope | Task | TaskArtifactUpdateEvent | Message) -> list[Part]:
+    holders: list[Message | Artifact]
+    if isinstance(carrier, Message):
+        holders = [carrier]
+    elif isinstance(carrier, Envelope):
+        holders = [carrier.message]
+    elif isinstance(carrier, Task):
+        holders = [*carrier.artifacts, *carrier.history]
+    else:
+        holders = [carrier.artifact]
+    return [part for holder in holders for part in holder.parts]
+
+
+def _replace(carrier: Carrier, old: Part, new: Part) -> Carrier:
+    def changed(holder: Message | Artifact) -> Message | Artifact:
+        if not any(part is old for part in holder.parts):
+            return holder
+        return msgspec.structs.replace(
+            holder, parts=tuple(new if part is old else part for part in holder.parts)
+        )
+
+    replace: Callable[..., Carrier] = msgspec.structs.replace
+    if isinstance(carrier, Message):
+        return cast(Carrier, changed(carrier))
+    if isinstance(carrier, Envelope):
+        return replace(carrier, message=changed(carrier.message))
+    if isinstance(carrier, Task):
+        return replace(
+            carrier,
+            artifacts=tuple(map(changed, carrier.artifacts)),
+            history=tuple(map(changed, carrier.history)),
+        )
+    return replace(carrier, artifact=changed(carrier.artifact))

@@ -1,0 +1,373 @@
+"""The caller's side of the bus: send a task, wait for its outcome, follow its story, cancel it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar, overload
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from xnai.bus.background import background_tasks
+from xnai.bus.blobs import Blobs
+from xnai.bus.chunks import ChunkReader
+from xnai.bus.ending import CANCELED, Owner, deadline_exceeded
+from xnai.bus.finding import Finder, Found, as_task
+from xnai.bus.hearing import Hearing
+from xnai.bus.jetstream import JetStream
+from xnai.bus.locating import reach, sender_name
+from xnai.bus.open_calls import OpenCall, OpenCalls
+from xnai.bus.publisher import Publisher
+from xnai.bus.sending import Order, Sender, Sent, make_order
+from xnai.bus.stories import Storyteller
+from xnai.bus.streams import DAY, Limits, declare_agent, declare_shared
+from xnai.bus.transport import Transport
+from xnai.protocol.a2a import Artifact, Message, Role, Task, TaskState
+from xnai.protocol.envelope import Envelope
+from xnai.protocol.errors import (
+    CallTimeout,
+    InvalidPayload,
+    InvalidResult,
+    TaskNotCancelable,
+    Unavailable,
+    UnknownTask,
+)
+from xnai.protocol.events import Event, as_exception
+from xnai.protocol.names import check_id, check_name, new_instance
+from xnai.protocol.payload import codec_of
+from xnai.protocol.timestamps import parse_timestamp
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Holder = TypeVar("Holder", Artifact, Message)
+CALL_TIMEOUT = 30.0
+STREAM_TIMEOUT = 900.0
+TASK_TTL = 3 * DAY
+_GRACE = 1.0  # seconds that a worker has to write the outcome once the deadline has passed
+_CANCEL_GRACE = 2.0  # seconds that a worker has to stop
+_LEAVING = 2.0  # seconds that a caller takes to write its own last word
+
+
+def _always() -> bool:
+    return True
+
+
+@asynccontextmanager
+async def open_bus(
+    url: str | None = None, *, name: str | None = None, token: str | None = None, wait: float = 0.0
+) -> AsyncIterator[Bus]:
+    """Join the bus.
+
+    Args:
+        url: of the broker; otherwise `XNAI_URL`, otherwise the stack whose `.xnai/` folder is nearest, in the
+            working folder or above it.
+        name: of the sender; otherwise `XNAI_NAME`, otherwise the login name.
+        token: that the broker wants; with `XNAI_URL` it is `XNAI_TOKEN`, a stack's folder holds its own.
+        wait: seconds to wait for a bus that is coming up.
+
+    Raises:
+        NoBus: there is none, or nothing answers.
+        NotAllowed: the token is wrong.
+        ServerTooOld: the server is older than 2.12.
+    """
+    sender = sender_name(name)
+    async with reach(url, token=token, name=sender, wait=wait) as transport, background_tasks() as tasks:
+        bus = Bus(transport, sender, tasks)
+        async with bus.hearing.open():
+            await tasks.start(bus.publisher.run)
+            tasks.start_soon(bus.calls.read_after_reconnects)
+            yield bus
+
+
+class Bus:
+    """One member of the bus, known as `name`; open it with `open_bus`."""
+
+    def __init__(self, transport: Transport, name: str, tasks: TaskGroup) -> None:
+        self.name = name
+        self.instance = new_instance()
+        self.transport = transport
+        self.api = JetStream(transport)
+        self.publisher = Publisher(transport)
+        self.blobs = Blobs(self.api, self.publisher, name)
+        self.hearing = Hearing(transport, name, self.instance)
+        self.finder = Finder(self.api, name)
+        self.owner = Owner(self.publisher, self.finder, name)
+        self.calls = OpenCalls(transport, self.api, self.hearing)
+        self._tasks = tasks
+        self._sender = Sender(self)
+        self._stories = Storyteller(transport, self.finder, self.hearing)
+
+    async def declare(self, agent: str, limits: Limits | None = None) -> None:
+        """Make the queue and the log of an agent, so that tasks can wait for it. They stay.
+
+        Raises:
+            Busy: the server's storage cannot reserve what the limits ask for.
+        """
+        limits = limits or Limits()
+        await declare_shared(self.api, limits)
+        await declare_agent(self.api, check_name(agent, "agent name"), limits)
+
+    @overload
+    async def call(
+        self,
+        to: str,
+        payload: object,
+        returns: type[T],
+        *,
+        timeout: float = ...,
+        lane: str = ...,
+        id: str | None = ...,
+        context: str | None = ...,
+    ) -> T: ...
+    @overload
+    async def call(
+        self,
+        to: str,
+        payload: object = ...,
+        *,
+        timeout: float = ...,
+        lane: str = ...,
+        id: str | None = ...,
+        context: str | None = ...,
+    ) -> Any: ...
+    async def call(
+        self,
+        to: str,
+        payload: object = None,
+        returns: Any = Any,
+        *,
+        timeout: float = CALL_TIMEOUT,
+        lane: str = "normal",
+        id: str | None = None,
+        context: str | None = None,
+    ) -> Any:
+        """Ask `to` ("agent.skill") and wait for the answer, read as `returns`.
+
+        The task's deadline is `timeout` seconds from now. A caller that leaves before cancels the task.
+
+        Raises:
+            TaskFailed: the task ended in another state; its subclass DeadlineExceeded is also a TimeoutError.
+            CallTimeout: the deadline passed, and the broker cannot be asked how the task ended.
+            InvalidResult: the answer does not fit `returns`.
+            InvalidPayload: the payload cannot be sent.
+            UnknownAgent: no such agent was ever declared.
+            Unavailable, Busy: the broker did not confirm the task, or has no room for it.
+            IdConflict: `id` belongs to another task.
+        """
+        order = make_order(to, payload, lane=lane, ttl=timeout, id=id, context=context)
+        return await self.answer(await self.run(order), returns)
+
+    async def run(self, order: Order, *, abandon: Callable[[], bool] = _always) -> Task:
+        """Send a task and wait for its outcome, whatever it is. Raises as `call` does, but for TaskFailed.
+
+        A caller that leaves cancels the task, unless `abandon` says that somebody else waits for it.
+        """
+        task = self._sender.envelope(order)
+        with self.calls.open(task) as call:
+            try:
+                sent = await self._sender.send(task, look_first=order.given)
+                if sent.outcome is not None:
+                    return sent.outcome
+                if sent.instance != self.instance:
+                    return await self._join(sent.task, call)
+                return await self._outcome(sent.task, call)
+            except anyio.get_cancelled_exc_class():
+                if abandon():
+                    self._leave(task)
+                raise
+
+    async def _join(self, task: Envelope, call: OpenCall) -> Task:
+        """Wait for a task that another bus has sent: hear it first, then read, then wait."""
+        async with self.hearing.listen_elsewhere(task.id):
+            stored = await self.finder.outcome(task.agent, task.id, sender=task.sender)
+            return stored or await self._outcome(task, call)
+
+    async def _outcome(self, task: Envelope, call: OpenCall) -> Task:
+        try:
+            return await call.outcome(max(0.0, _left(task)) + _GRACE)
+        except TimeoutError:
+            return await self._give_up(task)
+
+    async def _give_up(self, task: Envelope) -> Task:
+        """The deadline has passed and no worker said so: say it, or read what was said."""
+        try:
+            with anyio.fail_after(_LEAVING):
+                return await self.owner.end(task, TaskState.FAILED, deadline_exceeded(task))
+        except (TimeoutError, Unavailable):
+            raise CallTimeout(
+                f"No outcome of {task.agent}.{task.skill} is known in time, and the broker cannot be asked. "
+                f"Ask again later for the task {task.id}."
+            ) from None
+
+    def _leave(self, task: Envelope) -> None:
+        """Nobody waits any more. A task of its own, because whoever waited may not wait for this either."""
+        self._tasks.start_soon(self._abandon, task)
+
+    async def _abandon(self, task: Envelope) -> None:
+        try:
+            with anyio.CancelScope(shield=True), anyio.fail_after(_LEAVING):
+                await self.owner.cancel(task, "the caller has left")
+            await anyio.sleep(_CANCEL_GRACE)
+            await self.owner.end(task, TaskState.CANCELED, CANCELED)
+        except TaskNotCancelable:
+            return
+        except (TimeoutError, Unavailable):
+            log.warning("a task whose caller has left could not be canceled", extra={"task": task.id})
+
+    async def answer(self, outcome: Task, returns: Any) -> Any:
+        """What a completed task returned, read as `returns`.
+
+        Raises:
+            TaskFailed: it did not complete.
+            InvalidResult: it returned something else.
+        """
+        if outcome.status.state is not TaskState.COMPLETED:
+            raise as_exception(outcome)
+        if not outcome.artifacts:
+            raise InvalidResult(f"The task {outcome.id} completed without an answer.")
+        artifact = await self._whole(outcome.artifacts[0])
+        said = Message(message_id=artifact.artifact_id, role=Role.AGENT, parts=artifact.parts)
+        try:
+            return codec_of(returns).read(artifact.parts, said)
+        except InvalidPayload as error:
+            raise InvalidResult(f"The answer of {outcome.id} is of another type. {error}") from error
+
+    async def send(
+        self,
+        to: str,
+        payload: object = None,
+        *,
+        lane: str = "normal",
+        ttl: float = TASK_TTL,
+        id: str | None = None,
+        context: str | None = None,
+    ) -> str:
+        """Store a task for `to` ("agent.skill") and return its id: from then on it is safe.
+
+        Its deadline is `ttl` seconds from now, 30 days at most. The same `id` is one task for as long as its
+        log is kept: sending it again is harmless.
+
+        Raises:
+            UnknownAgent, Busy, InvalidPayload, IdConflict: as for `call`; nothing was sent.
+            Unavailable: not confirmed. It may have been sent: try again, with the same id.
+        """
+        order = make_order(to, payload, lane=lane, ttl=ttl, id=id, context=context)
+        sent = await self._sender.send(self._sender.envelope(order), look_first=order.given)
+        return sent.task.id
+
+    async def task(self, id: str) -> Task:
+        """Where a task stands: its state, its artifacts so far, and the request as its history.
+
+        Raises:
+            UnknownTask: no task of ours has this id, or it ended more than a week ago.
+        """
+        found = await self.found(id)
+        task = found.outcome or as_task(found, await self.finder.story(found))
+        return msgspec.structs.replace(
+            task,
+            artifacts=tuple([await self._whole(artifact) for artifact in task.artifacts]),
+            history=tuple([await self._whole(message) for message in task.history]),
+        )
+
+    async def _whole(self, holder: Holder) -> Holder:
+        return msgspec.structs.replace(holder, parts=await self.blobs.whole(holder.parts))
+
+    async def found(self, id: str) -> Found:
+        """The task with this id, as the broker holds it; raises UnknownTask."""
+        if found := await self.finder.find(check_id(id)):
+            return found
+        raise UnknownTask(f"No task of {self.name} with the id {id} is queued or remembered.")
+
+    async def subscribe(self, id: str, *, after: int = 0) -> AsyncIterator[Event]:
+        """Every event of a task's log beyond the sequence `after`, then live; ends behind the outcome.
+
+        Raises:
+            UnknownTask: no task of ours has this id.
+        """
+        async for event in self._stories.tell(await self.found(id), after=after):
+            yield event
+
+    async def stream(
+        self,
+        to: str,
+        payload: object,
+        returns: type[T],
+        *,
+        timeout: float = STREAM_TIMEOUT,
+        lane: str = "normal",
+        id: str | None = None,
+        context: str | None = None,
+    ) -> AsyncIterator[T]:
+        """What the skill `to` yields, each chunk once, as it comes. A reader that leaves cancels the task.
+
+        Raises:
+            StreamChanged: after a crash, the new attempt yields something else than was handed out.
+            TaskFailed and the others: as for `call`.
+        """
+        order = make_order(to, payload, lane=lane, ttl=timeout, id=id, context=context)
+        async for chunk in self.run_stream(order, returns):
+            yield chunk
+
+    async def run_stream(
+        self, order: Order, returns: type[T], *, abandon: Callable[[], bool] = _always
+    ) -> AsyncIterator[T]:
+        """As `stream`, for an order that is made already."""
+        task = self._sender.envelope(order)
+        reader = ChunkReader(task.id, self.blobs, codec_of(returns))
+        async with AsyncExitStack() as stack:
+            stack.callback(lambda: self._leave(task) if reader.outcome is None and abandon() else None)
+            stack.enter_context(self.hearing.listen(task.id, reader.take))
+            stack.enter_context(self.transport.when_back(reader.read_again))
+            sent = await self._sender.send(task, look_first=order.given)
+            if sent.instance != self.instance:
+                await stack.enter_async_context(self.hearing.listen_elsewhere(task.id))
+                reader.read_again()
+            while reader.outcome is None:
+                await self._hear_more(reader, sent)
+                async for value in reader.chunks():
+                    yield value
+        if reader.outcome.status.state is not TaskState.COMPLETED:
+            raise as_exception(reader.outcome)
+        if not reader.streamed:  # the skill returns one value: that is the only chunk
+            yield await self.answer(reader.outcome, returns)
+
+    async def _hear_more(self, reader: ChunkReader[T], sent: Sent) -> None:
+        with anyio.move_on_after(max(0.0, _left(sent.task)) + _GRACE) as scope:
+            await reader.wait()
+            if reader.must_read:
+                try:
+                    await reader.read_log(self.finder, sent.task)
+                except Unavailable:
+                    if self.transport.connected:
+                        raise
+        if scope.cancelled_caught:
+            reader.outcome = await self._give_up(sent.task)
+
+    async def cancel(self, id: str, *, reason: str = "canceled by its owner") -> Task:
+        """Cancel a task and return its outcome. The worker has two seconds to stop.
+
+        Raises:
+            UnknownTask: no task of ours has this id.
+            TaskNotCancelable: it has ended.
+            Unavailable: the broker did not confirm it.
+        """
+        found = await self.found(id)
+        if found.queued is None:
+            raise TaskNotCancelable(f"The task {id} has ended and cannot be canceled.")
+        task = found.queued[0]
+        with self.calls.open(task) as call:
+            async with self.hearing.listen_elsewhere(id):
+                await self.owner.cancel(task, reason)
+                try:
+                    return await call.outcome(_CANCEL_GRACE)
+                except TimeoutError:
+                    return await self.owner.end(task, TaskState.CANCELED, CANCELED)
+
+
+def _left(task: Envelope) -> float:
+    """Seconds until the deadline; negative once it has passed."""
+    return parse_timestamp(task.deadline) - time.time()

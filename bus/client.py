@@ -1,0 +1,132 @@
+"""nats-py's client, lighter where every message passes.
+
+Two methods are replaced. `send` writes one frame instead of building it in five steps, and `_process_msg`
+hands a message over at once instead of by way of a header dict, a queue and a task. Together that is worth a
+quarter of the throughput. Connecting, reconnecting, parsing and flushing stay nats-py's own. Both lean on
+names that nats-py keeps private, so its minor version is pinned and `tests/test_client.py` tries them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from nats.aio.client import Client as NatsClient
+from nats.aio.subscription import Subscription
+
+from xnai.protocol.errors import InvalidPayload, Unavailable
+
+log = logging.getLogger(__name__)
+_STATUS = re.compile(rb"NATS/1\.0 (\d{3})")
+
+
+class Frame(msgspec.Struct):
+    """A message as it came: `head` holds the bytes of its headers, unread."""
+
+    subject: str
+    reply: str
+    data: bytes
+    head: bytes
+
+    @property
+    def status(self) -> int:
+        """The status of a frame that the server itself made, for example 404; 0 for a message."""
+        found = _STATUS.match(self.head) if self.head else None
+        return int(found[1]) if found else 0
+
+    def header(self, name: str) -> str:
+        """The value of a header; empty when there is none."""
+        start = self.head.find(b"\r\n%b:" % name.encode())
+        if start < 0:
+            return ""
+        start += len(name) + 3
+        return self.head[start : self.head.index(b"\r\n", start)].decode().strip()
+
+
+Receive = Callable[[Frame], None]
+
+
+class _Receiver:
+    """Stands where nats-py expects a future, and is never done."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.receive = receive
+
+    def cancelled(self) -> bool:
+        return False
+
+
+class Client(NatsClient):
+    """One connection. `send` and `listen` are what the bus uses of it."""
+
+    async def send(self, subject: str, data: bytes = b"", *, reply: str = "", head: str = "") -> None:
+        """Write a message; `head` holds its header lines, each ended by CRLF.
+
+        While the link is down it is kept, up to nats-py's limit of pending bytes, and sent afterwards.
+
+        Raises:
+            InvalidPayload: it is larger than the server takes, which would end the connection.
+            Unavailable: the connection is closed for good, or too much is kept already.
+        """
+        if head:
+            head = f"NATS/1.0\r\n{head}\r\n"
+            size = len(head) + len(data)
+            frame = b"%b%b%b\r\n" % (
+                f"HPUB {subject} {reply} {len(head)} {size}\r\n".encode(),
+                head.encode(),
+                data,
+            )
+        else:
+            size = len(data)
+            frame = b"%b%b\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), data)
+        if size > self._max_payload:
+            raise InvalidPayload(
+                f"A message of {size} bytes is more than the server takes ({self._max_payload})."
+            )
+        if not self.is_connected:
+            self._check_room(size)
+        await self._send_command(frame)
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
+    def _check_room(self, size: int) -> None:
+        if self.is_closed:
+            raise Unavailable("The connection to the broker is closed.")
+        if self._pending_data_size + size > self._max_pending_size:
+            raise Unavailable("The link to the broker is down, and no more can be kept until it is back.")
+
+    async def listen(self, subject: str, receive: Receive) -> Subscription:
+        """Hand all that is sent to `subject` to `receive`, at once and in order."""
+        return await self.subscribe(subject, future=_Receiver(receive))  # type: ignore[arg-type]
+
+    async def drop(self, subscription: Subscription) -> None:
+        """End a subscription without losing what is on its way: it is heard until the server has agreed."""
+        await self._send_unsubscribe(subscription._id)
+        try:
+            if self.is_connected:
+                await self.sync()
+        finally:
+            self._remove_sub(subscription._id)
+
+    async def sync(self) -> None:
+        """Return once the server has read all that was written.
+
+        nats-py's own `flush` writes its PING ahead of what is still pending, and so may return too early.
+        """
+        await self._flush_pending(force_flush=True)
+        await self.flush()
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        subscription = self._subs.get(sid)
+        receiver: Any = subscription._future if subscription is not None else None
+        if type(receiver) is not _Receiver:
+            return await super()._process_msg(sid, subject, reply, data, headers)
+        try:
+            receiver.receive(Frame(subject.decode(), reply.decode(), data, headers or b""))
+        except (
+            Exception
+        ):  # foreign code: raised here, it would end nats-py's read loop, and so the connection
+            log.exception("a receiver failed", extra={"subject": subject.decode(errors="replace")})

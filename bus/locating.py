@@ -1,0 +1,96 @@
+"""Finding the bus: what was said, the environment, or the stack of this folder."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from xnai.bus.transport import Transport, open_transport
+from xnai.protocol.errors import InvalidSettings, NoBus
+from xnai.protocol.names import as_token, check_name
+
+STACK_FOLDER = ".xnai"
+ADDRESS_FILE = "bus.json"
+_TRY_AGAIN = 0.1
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a broker listens, and what it wants to see. `pid` is of the process that keeps the stack up."""
+
+    url: str
+    token: str | None = None
+    pid: int | None = None
+
+
+def find_bus(folder: Path) -> Address:
+    """The bus that `XNAI_URL` names, otherwise the stack whose `.xnai/` stands in `folder` or above it.
+
+    Raises:
+        NoBus: there is neither.
+    """
+    if url := os.environ.get("XNAI_URL"):
+        return Address(url=url, token=os.environ.get("XNAI_TOKEN"))
+    for place in (folder, *folder.parents):
+        file = place / STACK_FOLDER / ADDRESS_FILE
+        if file.exists():
+            return read_address(file)
+    raise NoBus(f"No bus is up in {folder} or above it, and XNAI_URL is not set. Start one with: xnai up")
+
+
+def read_address(file: Path) -> Address:
+    """What a stack says of itself.
+
+    Raises:
+        InvalidSettings: the file cannot be read.
+    """
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Address)
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+        raise InvalidSettings(f"{file} cannot be read: {error}.") from error
+
+
+def sender_name(name: str | None) -> str:
+    """`name`, otherwise `XNAI_NAME`, otherwise the login name as a token.
+
+    Raises:
+        InvalidName: it cannot stand in a subject.
+    """
+    return check_name(name or os.environ.get("XNAI_NAME") or as_token(_login()), "sender")
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the user may have no name
+        return "anonymous"
+
+
+@asynccontextmanager
+async def reach(
+    url: str | None, *, token: str | None, name: str, wait: float = 0.0
+) -> AsyncIterator[Transport]:
+    """Find the bus and connect to it, for `wait` seconds at least if it is not there yet.
+
+    Raises:
+        NoBus: there is none, or nothing answers.
+        NotAllowed, ServerTooOld: it answers, and that is why not.
+    """
+    until = time.monotonic() + wait
+    async with AsyncExitStack() as stack:
+        transport: Transport | None = None
+        while transport is None:
+            try:
+                at = Address(url=url, token=token) if url else find_bus(Path.cwd())
+                transport = await stack.enter_async_context(open_transport(at.url, token=at.token, name=name))
+            except NoBus:
+                if time.monotonic() > until:
+                    raise
+                await anyio.sleep(_TRY_AGAIN)
+        yield transport

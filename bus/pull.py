@@ -1,0 +1,262 @@
+"""Taking tasks from queues: credit, open pulls, deliveries.
+
+Credit is free slots. Every lane keeps one open pull, so that work is taken from it at once; the rest of the
+credit goes where work came last, in pulls that expire within a second. What is open and what is taken
+together never exceed the slots by more than one per lane but one: those surplus tasks are held and run next.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+
+from xnai.bus.background import background_tasks
+from xnai.bus.client import Client, Frame
+from xnai.bus.jetstream import NANOSECONDS, JetStream
+from xnai.bus.transport import Transport
+from xnai.protocol import subjects
+from xnai.protocol.errors import Unavailable, XnaiError
+
+log = logging.getLogger(__name__)
+_STANDING = 30.0  # seconds that the one open pull of a lane waits
+_HEARTBEAT = 5.0
+_BURST = 1.0  # seconds that the rest of the credit waits where work came last
+_SILENCE = 2.5 * _HEARTBEAT  # an open pull of which nothing is heard for so long is lost
+_HEAL_AGAIN = 1.0
+_encode = msgspec.json.encode
+
+
+class Delivery:
+    """One delivery of a stored task. Settle it exactly once: with `ack` or `give_back`."""
+
+    __slots__ = ("_puller", "_tokens", "data", "lane", "reply", "subject")
+
+    def __init__(self, puller: Puller, lane: Lane, frame: Frame) -> None:
+        self._puller = puller
+        self.lane = lane
+        self.subject, self.reply, self.data = frame.subject, frame.reply, frame.data
+        # $JS.ACK[.domain.account].stream.consumer.delivered.sequence.consumer sequence.time.pending[.token]
+        tokens = frame.reply.split(".")
+        self._tokens = tokens if len(tokens) < 11 else tokens[2:]
+
+    @property
+    def count(self) -> int:
+        """How often the broker has handed this task out, hand-backs included, as far as it remembers."""
+        return int(self._tokens[4])
+
+    @property
+    def stored_at(self) -> float:
+        """When the task was stored, in seconds since the epoch, by the broker's clock."""
+        return int(self._tokens[7]) / NANOSECONDS
+
+    async def ack(self) -> None:
+        """The task has its outcome: take it out of the queue."""
+        await self._settle(b"+ACK")
+
+    async def give_back(self, delay: float = 0.0) -> None:
+        """Somebody may have it again, `delay` seconds from now at the earliest."""
+        await self._settle(b"-NAK " + _encode({"delay": int(delay * NANOSECONDS)}) if delay > 0 else b"-NAK")
+
+    async def touch(self) -> None:
+        """Still working on it: the ack wait begins anew."""
+        await self._puller.client.send(self.reply, b"+WPI")
+
+    async def _settle(self, verdict: bytes) -> None:
+        try:
+            await self._puller.client.send(self.reply, verdict)
+        except Unavailable:  # it comes again after the ack wait, and is looked up then
+            log.warning("a task could not be settled", extra={"subject": self.subject})
+        await self._puller.settled()
+
+
+class Lane:
+    """One lane of one queue, and the pulls that are open on it."""
+
+    def __init__(self, agent: str, name: str, rank: int, inbox: str) -> None:
+        self.agent, self.name, self.rank = agent, name, rank
+        self.inbox = inbox
+        self.request = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.task_stream(agent)}.{name}"
+        self.generation = 0
+        self.open = 0
+        self.broken = False
+        self.heard = time.monotonic()
+
+    @property
+    def reply(self) -> str:
+        """Where the answers of this generation's pulls go: those of lost pulls are told by their subject."""
+        return f"{self.inbox}.{self.generation}"
+
+    def forget(self) -> None:
+        """Whatever was open is lost."""
+        self.generation += 1
+        self.open = 0
+        self.heard = time.monotonic()
+
+
+Heal = Callable[[str, str], Awaitable[None]]
+
+
+class Puller:
+    """Pulls tasks for `slots` handlers from all lanes of the queues of some agents.
+
+    Attributes:
+        taken: deliveries that are not settled.
+        healed: how often a lost pull or consumer was made again.
+    """
+
+    def __init__(
+        self, transport: Transport, agents: Sequence[str], lanes: Sequence[str], *, slots: int, heal: Heal
+    ) -> None:
+        self.client: Client = transport.client
+        self.taken = 0
+        self.healed = 0
+        self._transport = transport
+        self._lanes = [
+            Lane(agent, lane, rank, self.client.new_inbox())
+            for agent in agents
+            for rank, lane in enumerate(lanes)
+        ]
+        self._slots = slots
+        self._most = slots + len(self._lanes) - 1
+        self._heal = heal
+        self._busiest: Lane | None = None
+        self._busy_until = 0.0
+        self._look = anyio.Event()
+        self._stopped = False
+        self._subscriptions: list[object] = []
+        self._paused = False
+
+    @asynccontextmanager
+    async def pulling(self, receive: Callable[[Delivery], None]) -> AsyncIterator[None]:
+        """Hand deliveries to `receive` while the context is open. On entry the first pulls are sent."""
+        for lane in self._lanes:
+            receiver = self._receiver(lane, receive)
+            self._subscriptions.append(await self.client.listen(f"{lane.inbox}.*", receiver))
+        try:
+            async with background_tasks() as tasks:
+                await self._top_up()
+                tasks.start_soon(self._watch)
+                tasks.start_soon(self._begin_anew_after_reconnects)
+                yield
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_HEARTBEAT):
+                await self.stop()
+
+    async def stop(self) -> None:
+        """Ask for nothing more. On return everything that was on its way has been received."""
+        self._stopped = True
+        while self._subscriptions:
+            await self._drop(self._subscriptions.pop())
+
+    def pause(self, paused: bool) -> None:
+        """Ask for nothing for a while, or go on."""
+        self._paused = paused
+        self._look.set()
+
+    async def _drop(self, subscription: object) -> None:
+        """Tasks on their way are still received: a mere unsubscribe would leave them to the ack wait."""
+        try:
+            await self.client.drop(subscription)  # type: ignore[arg-type]
+        except Exception as error:  # nats-py's own errors, when the link is down: nothing is on its way then
+            log.info("a pull could not be ended in order: %s", error)
+
+    def _receiver(self, lane: Lane, receive: Callable[[Delivery], None]) -> Callable[[Frame], None]:
+        def received(frame: Frame) -> None:
+            lane.heard = time.monotonic()
+            if not frame.reply.startswith("$JS.ACK"):
+                self._status(lane, frame)
+                return
+            lane.open = max(0, lane.open - 1)
+            self.taken += 1
+            self._busiest, self._busy_until = lane, lane.heard + _BURST
+            if not lane.open:
+                self._look.set()
+            receive(Delivery(self, lane, frame))
+
+        return received
+
+    def _status(self, lane: Lane, frame: Frame) -> None:
+        """The server's word on a pull: it ends it and tells how much of it went unused."""
+        if frame.status == 100 or not frame.subject.endswith(f".{lane.generation}"):
+            return
+        lane.open = max(0, lane.open - int(frame.header("Nats-Pending-Messages") or 0))
+        if (
+            frame.status == 503
+            or b"Consumer Deleted" in frame.head
+            or b"Consumer is push based" in frame.head
+        ):
+            lane.broken = True
+        elif frame.status == 409:
+            lane.forget()  # shutdown, or another leader: what was open is never served
+        self._look.set()
+
+    async def settled(self) -> None:
+        """A slot is free again."""
+        self.taken -= 1
+        await self._top_up()
+
+    async def _top_up(self) -> None:
+        if self._stopped or self._paused or not self._transport.connected:
+            return
+        room = self._most - self.taken - sum(lane.open for lane in self._lanes)
+        for lane in self._lanes:
+            if room > 0 and not lane.open and not lane.broken:
+                room -= 1
+                await self._pull(lane, 1, _STANDING, heartbeat=_HEARTBEAT)
+        busiest = self._busiest
+        if busiest is None or busiest.broken or time.monotonic() > self._busy_until:
+            return
+        if 2 * room >= self._slots > 1:
+            await self._pull(busiest, room, _BURST)
+
+    async def _pull(self, lane: Lane, batch: int, expires: float, *, heartbeat: float = 0.0) -> None:
+        lane.open += batch
+        body = {"batch": batch, "expires": int(expires * NANOSECONDS)}
+        if heartbeat:
+            body["idle_heartbeat"] = int(heartbeat * NANOSECONDS)
+        await self.client.send(lane.request, _encode(body), reply=lane.reply)
+
+    async def _watch(self) -> None:
+        """Pull again where a pull ended, and heal what is lost, until cancelled."""
+        while True:
+            with anyio.move_on_after(_HEARTBEAT):
+                await self._look.wait()
+            self._look = anyio.Event()
+            for lane in self._lanes:
+                silent = lane.open and time.monotonic() - lane.heard > _SILENCE
+                if (lane.broken or silent) and self._transport.connected and not self._stopped:
+                    await self._mend(lane)
+            try:
+                await self._top_up()
+            except Unavailable:  # the link went down meanwhile: all begins anew when it is back
+                continue
+
+    async def _mend(self, lane: Lane) -> None:
+        self.healed += 1
+        log.warning("pulls anew", extra={"agent": lane.agent, "lane": lane.name, "missing": lane.broken})
+        try:
+            await self._heal(lane.agent, lane.name)
+            lane.broken = False
+        except XnaiError as error:
+            log.warning("the queue cannot be mended yet: %s", error)
+            lane.broken = True
+            self._look.set()
+            await anyio.sleep(_HEAL_AGAIN)
+        lane.forget()
+
+    async def _begin_anew_after_reconnects(self) -> None:
+        async for _ in self._transport.reconnections():
+            for lane in self._lanes:
+                lane.forget()
+            self._look.set()
+
+
+async def waiting_pulls(api: JetStream, agent: str, lanes: Sequence[str]) -> int:
+    """How many pulls are open on the queue of an agent: none means that nobody works for it now."""
+    stream = subjects.task_stream(agent)
+    return sum([(await api.ask(f"CONSUMER.INFO.{stream}.{lane}"))["num_waiting"] for lane in lanes])

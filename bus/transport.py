@@ -1,0 +1,235 @@
+"""One connection to the broker: send, ask, listen, and be told when the link was down."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+from nats.errors import Error as NatsError
+
+from xnai.bus.client import Client, Frame, Receive
+from xnai.bus.waiting import new_future, within
+from xnai.protocol.errors import NoBus, NotAllowed, ServerTooOld, Unavailable
+
+log = logging.getLogger(__name__)
+_NEEDED_API_LEVEL = 2
+_REQUEST_TIMEOUT = 5.0
+_PING_INTERVAL = 10
+_RECONNECT_DELAY = 0.2
+
+
+class _Api(msgspec.Struct, frozen=True):
+    level: int = 0
+
+
+class _AccountInfo(msgspec.Struct, frozen=True):
+    api: _Api = _Api()
+
+
+_read_account = msgspec.json.Decoder(_AccountInfo).decode
+
+
+class NoResponders(Unavailable):
+    """Nobody listens on the subject: there is no such stream, or an election is on."""
+
+
+@asynccontextmanager
+async def open_transport(
+    url: str, *, token: str | None = None, name: str = "xnai"
+) -> AsyncIterator[Transport]:
+    """Connect to the broker at `url`, for example `nats://127.0.0.1:4222`; close on exit.
+
+    Once open, a lost link is looked for without end and found again.
+
+    Raises:
+        NoBus: nothing answers there.
+        NotAllowed: it does not take the token, or offers no JetStream to it.
+        ServerTooOld: it is older than 2.12.
+    """
+    transport = Transport(Client(), _shown(url))
+    await transport.connect(url, token, name)
+    try:
+        yield transport
+    finally:
+        with anyio.CancelScope(shield=True):
+            await transport.client.close()
+
+
+def _shown(url: str) -> str:
+    """The address without the secrets in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"
+
+
+class Transport:
+    """All answers come to one inbox; `generation` counts the links, one more at each reconnect."""
+
+    def __init__(self, client: Client, address: str) -> None:
+        self.client = client
+        self.address = address
+        self.generation = 0
+        self.inbox = ""
+        self._tokens = map(str, itertools.count())
+        self._replies: dict[str, Receive] = {}
+        self._changed = anyio.Event()
+        self._when_back: list[Callable[[], None]] = []
+
+    @property
+    def connected(self) -> bool:
+        return self.client.is_connected
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message, in bytes, that the server takes."""
+        return self.client.max_payload
+
+    async def connect(self, url: str, token: str | None, name: str) -> None:
+        try:
+            await self.client.connect(
+                url,
+                token=token,
+                name=name,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=_RECONNECT_DELAY,  # type: ignore[arg-type]  # seconds, used as a float
+                ping_interval=_PING_INTERVAL,
+                error_cb=self._failed,
+                disconnected_cb=self._disconnected,
+                reconnected_cb=self._reconnected,
+            )
+        except (NatsError, OSError, TimeoutError) as error:
+            raise self._explained(error) from error
+        self.client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
+        self.inbox = self.client.new_inbox()
+        await self.client.listen(f"{self.inbox}.*", self._answered)
+        await self._check_server()
+
+    def _explained(self, error: Exception) -> Unavailable:
+        if "authorization" in str(error).lower():
+            return NotAllowed(f"The broker at {self.address} does not take this token.")
+        return NoBus(f"Nothing answers at {self.address}: is the bus up? Start it with: xnai up")
+
+    async def _check_server(self) -> None:
+        version = self.client.connected_server_version
+        try:
+            answer = await self.request("$JS.API.INFO")
+        except NoResponders:
+            raise NotAllowed(f"The server at {self.address} offers no JetStream to this login.") from None
+        if _read_account(answer.data).api.level < _NEEDED_API_LEVEL:
+            raise ServerTooOld(
+                f"The server at {self.address} is nats-server {version.major}.{version.minor}; "
+                "2.12 or newer is needed: an older one would admit two outcomes of one task."
+            )
+
+    async def request(self, subject: str, data: bytes = b"", *, timeout: float = _REQUEST_TIMEOUT) -> Frame:
+        """The first answer to a question.
+
+        Raises:
+            NoResponders: nobody listens.
+            Unavailable: no answer came within `timeout` seconds.
+        """
+        answer = new_future()
+
+        def received(frame: Frame) -> None:
+            if not answer.done():
+                answer.set_result(frame)
+
+        with self.expect(received) as reply:
+            await self.client.send(subject, data, reply=reply)
+            try:
+                frame: Frame = await within(timeout, answer)
+            except TimeoutError:
+                raise Unavailable(
+                    f"The broker at {self.address} did not answer within {timeout:g} s."
+                ) from None
+        if frame.status == 503:
+            raise NoResponders(f"Nobody answers on {subject}.")
+        return frame
+
+    def expect(self, receive: Receive) -> _Expected:
+        """A reply subject whose messages go to `receive` while the context is open."""
+        return _Expected(self._replies, f"{self.inbox}.", next(self._tokens), receive)
+
+    def _answered(self, frame: Frame) -> None:
+        if receive := self._replies.get(frame.subject[len(self.inbox) + 1 :]):
+            receive(frame)
+
+    @asynccontextmanager
+    async def listen(self, subject: str, receive: Receive) -> AsyncIterator[None]:
+        """Hand over all that is sent to `subject` while the context is open."""
+        subscription = await self.client.listen(subject, receive)
+        try:
+            yield
+        finally:
+            if not self.client.is_closed:
+                with anyio.CancelScope(shield=True):
+                    await subscription.unsubscribe()
+
+    async def flush(self) -> None:
+        """Return once the server has read all that was written.
+
+        Raises:
+            Unavailable: it does not say so in time.
+        """
+        try:
+            await self.client.sync()
+        except NatsError as error:
+            raise Unavailable(f"The broker at {self.address} did not answer: {error}.") from error
+
+    async def reconnections(self) -> AsyncIterator[None]:
+        """Yield after each time that the link was lost and found; two in quick succession may be one."""
+        seen = self.generation
+        while True:
+            while self.generation == seen:
+                await self._changed.wait()
+            seen = self.generation
+            yield
+
+    @contextmanager
+    def when_back(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call `callback` after each time that the link was lost and found, while the context is open.
+
+        For generators, which may hold no task of their own.
+        """
+        self._when_back.append(callback)
+        try:
+            yield
+        finally:
+            self._when_back.remove(callback)
+
+    async def _reconnected(self) -> None:
+        log.info("the link to the broker is back", extra={"broker": self.address})
+        self.generation += 1
+        for callback in tuple(self._when_back):
+            callback()
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def _disconnected(self) -> None:
+        if not self.client.is_closed:
+            log.warning("the link to the broker is lost", extra={"broker": self.address})
+
+    async def _failed(self, error: Exception) -> None:
+        refused = "permissions violation" in str(error).lower()
+        log.log(logging.WARNING if refused else logging.DEBUG, "the broker says: %s", error)
+
+
+class _Expected:
+    """A place among the answers, taken on entry and given back on exit."""
+
+    def __init__(
+        self, replies: dict[str, Receive], prefix: str, token: str, receive: Callable[[Frame], None]
+    ):
+        self._replies, self._prefix, self._token, self._receive = replies, prefix, token, receive
+
+    def __enter__(self) -> str:
+        self._replies[self._token] = self._receive
+        return self._prefix + self._token
+
+    def __exit__(self, *_: object) -> None:
+        self._replies.pop(self._token, None)

@@ -1,0 +1,161 @@
+"""Every subject, stream and consumer name of wire v1, each spelled here and nowhere else.
+
+Callers pass tokens that went through `xnai.protocol.names`. Some of these functions run several times a
+task, so they only format.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xnai.protocol.errors import MalformedMessage
+
+_LOG = "xnai.v1.log."
+_LIVE = "xnai.v1.live."
+DEAD_STREAM = "XNAI_DEAD"
+DEAD_SUBJECTS = "xnai.v1.dead.>"
+BLOB_STREAM = "XNAI_BLOB"
+BLOB_SUBJECTS = "xnai.v1.blob.>"
+TASK_STREAM_PREFIX = "XNAI_TASK_"
+_WILD = frozenset("*>")  # in a subject that was published they are letters; in a gate they would open it wide
+
+
+class TaskSubject(NamedTuple):
+    """`xnai.v1.task.<agent>.<lane>.<sender>.<skill>.<id>`, read."""
+
+    agent: str
+    lane: str
+    sender: str
+    skill: str
+    id: str
+
+
+class EventSubject(NamedTuple):
+    """`xnai.v1.log.<agent>.<sender>.<id>.<instance>.<writer>.<kind>` (or `live`), read."""
+
+    agent: str
+    sender: str
+    id: str
+    instance: str
+    writer: str
+    kind: str
+
+
+def task_stream(agent: str) -> str:
+    return f"{TASK_STREAM_PREFIX}{agent}"
+
+
+def log_stream(agent: str) -> str:
+    return f"XNAI_LOG_{agent}"
+
+
+def task(to: TaskSubject) -> str:
+    return f"xnai.v1.task.{to.agent}.{to.lane}.{to.sender}.{to.skill}.{to.id}"
+
+
+def tasks(agent: str, *, lane: str = "*") -> str:
+    """All tasks of an agent, or of one of its lanes."""
+    return f"xnai.v1.task.{agent}.{'>' if lane == '*' else f'{lane}.>'}"
+
+
+def queued(agent: str, sender: str, id: str) -> str:
+    """One task in the queue of an agent, whatever its lane and skill."""
+    return f"xnai.v1.task.{agent}.*.{sender}.*.{id}"
+
+
+def event(about: EventSubject) -> str:
+    return f"{_LOG}{about.agent}.{about.sender}.{about.id}.{about.instance}.{about.writer}.{about.kind}"
+
+
+def log(agent: str, sender: str = "*", id: str = "*") -> str:
+    """The whole log of an agent, or of one task."""
+    return f"{_LOG}{agent}.>" if id == "*" and sender == "*" else f"{_LOG}{agent}.{sender}.{id}.>"
+
+
+def gate(agent: str, sender: str, id: str) -> str:
+    """Where the outcome of a task stands, whoever wrote it.
+
+    In a cluster the broker compares the filters of writes in flight as strings: two spellings admit two
+    outcomes. So every writer of an event takes the filter from here.
+    """
+    return f"{_LOG}{agent}.{sender}.{id}.*.*.outcome"
+
+
+def outcomes(agent: str) -> str:
+    """The outcomes of all tasks of an agent."""
+    return f"{_LOG}{agent}.*.*.*.*.outcome"
+
+
+def live_destination(agent: str) -> str:
+    """Where the broker republishes what it stored in the log of an agent."""
+    return f"{_LIVE}{agent}.>"
+
+
+def live_of_instance(sender: str, instance: str) -> str:
+    """All events of the tasks that one bus sent."""
+    return f"{_LIVE}*.{sender}.*.{instance}.>"
+
+
+def live_of_task(sender: str, id: str) -> str:
+    """All events of one task, whichever bus sent it."""
+    return f"{_LIVE}*.{sender}.{id}.>"
+
+
+def live_kind(agent: str, kind: str) -> str:
+    """All events of one kind in the log of an agent."""
+    return f"{_LIVE}{agent}.*.*.*.*.{kind}"
+
+
+def delta(agent: str, sender: str, id: str, *, instance: str, writer: str) -> str:
+    return f"xnai.v1.delta.{agent}.{sender}.{id}.{instance}.{writer}"
+
+
+def deltas_of_instance(sender: str, instance: str) -> str:
+    return f"xnai.v1.delta.*.{sender}.*.{instance}.*"
+
+
+def deltas_of_task(sender: str, id: str) -> str:
+    return f"xnai.v1.delta.*.{sender}.{id}.>"
+
+
+def dead(agent: str, id: str = "-") -> str:
+    """A dead letter; `-` stands for bytes that are no message."""
+    return f"xnai.v1.dead.{agent}.{id}"
+
+
+def blob(writer: str, reader: str, sha256: str, chunk: int | str = "*") -> str:
+    return f"xnai.v1.blob.{writer}.{reader}.{sha256}.{chunk}"
+
+
+def agent_of_stream(stream: str) -> str:
+    """The agent whose queue `stream` is."""
+    return stream.removeprefix(TASK_STREAM_PREFIX)
+
+
+def read_task(subject: str) -> TaskSubject:
+    """The tokens of a task's subject.
+
+    Raises:
+        MalformedMessage: it is none.
+    """
+    tokens = subject.split(".")
+    if len(tokens) != 8 or tokens[2] != "task" or _WILD & set(subject):
+        raise MalformedMessage(f"{subject!r} is not the subject of a task.")
+    return TaskSubject(*tokens[3:])
+
+
+def read_event(subject: str) -> EventSubject:
+    """The tokens of an event's subject, stored or live.
+
+    Raises:
+        MalformedMessage: it is none.
+    """
+    tokens = subject.split(".")
+    if len(tokens) != 9 or tokens[2] not in ("log", "live") or _WILD & set(subject):
+        raise MalformedMessage(f"{subject!r} is not the subject of an event.")
+    return EventSubject(*tokens[3:])
+
+
+def stored_subject(live: str) -> str:
+    """The subject in the log of which the broker republished `live`."""
+    return _LOG + live[len(_LIVE) :]

@@ -1,0 +1,127 @@
+"""Joining a test's broker: members, workers, a link that can be cut, and a log that can be waited for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import anyio
+import anyio.abc
+from anyio.lowlevel import current_token
+from anyio.from_thread import run_sync
+
+from xnai.agents import Agent, Worker, serve
+from xnai.bus import Bus, Limits, Server, open_bus
+from xnai.bus.background import background_tasks
+from xnai.protocol import Envelope
+
+Probe = Callable[[str, Envelope], Awaitable[None]]
+
+
+@asynccontextmanager
+async def member(server: Server, name: str = "tester", *, url: str | None = None) -> AsyncIterator[Bus]:
+    """A bus of its own on `server`, or on the link at `url`."""
+    async with open_bus(url or server.url, token=server.token, name=name) as bus:
+        yield bus
+
+
+@asynccontextmanager
+async def worker(
+    server: Server,
+    agent: Agent,
+    *,
+    limits: Limits | None = None,
+    drain: float = 0.0,
+    probe: Probe | None = None,
+    url: str | None = None,
+) -> AsyncIterator[Worker]:
+    """One process's worth of `agent`, with a connection of its own."""
+    async with (
+        member(server, agent.name, url=url) as bus,
+        serve(agent, bus, limits=limits, drain=drain, probe=probe) as serving,
+    ):
+        yield serving
+
+
+class Link:
+    """A way to the broker that can be cut, so that one side alone loses it."""
+
+    def __init__(self, server: Server, listener: anyio.abc.SocketListener) -> None:
+        self._server, self._listener = server, listener
+        self._up = True
+        self._scopes: list[anyio.CancelScope] = []
+        self.url = f"nats://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+
+    def cut(self) -> None:
+        """Break what is connected, and let nobody in."""
+        self._up = False
+        for scope in self._scopes:
+            scope.cancel()
+
+    def mend(self) -> None:
+        self._up = True
+
+    async def run(self) -> None:
+        await self._listener.serve(self._connected)
+
+    async def _connected(self, client: anyio.abc.SocketStream) -> None:
+        with anyio.CancelScope() as scope:
+            self._scopes.append(scope)
+            async with client:
+                if not self._up:
+                    return
+                async with (
+                    await anyio.connect_tcp("127.0.0.1", self._server.port) as broker,
+                    anyio.create_task_group() as tasks,
+                ):
+                    tasks.start_soon(_pump, client, broker, tasks.cancel_scope)
+                    await _pump(broker, client, tasks.cancel_scope)
+
+
+async def _pump(
+    source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream, both: anyio.CancelScope
+) -> None:
+    try:
+        while True:
+            await sink.send(await source.receive())
+    except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        both.cancel()
+
+
+@asynccontextmanager
+async def open_link(server: Server) -> AsyncIterator[Link]:
+    """A link to `server`, up."""
+    multi = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+    link = Link(server, multi.listeners[0])  # type: ignore[arg-type]  # a TCP listener holds socket listeners
+    async with multi, background_tasks() as tasks:
+        tasks.start_soon(link.run)
+        yield link
+
+
+class Said(logging.Handler):
+    """What was logged and holds `words`; `heard` is set at the first, from whichever thread."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words, self.lines = words, list[str]()
+        self.heard = anyio.Event()
+        self._loop = current_token()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if self.words in line:
+            self.lines.append(line)
+            self._loop.native_token.call_soon_threadsafe(self.heard.set)
+
+
+@contextmanager
+def listening(logger: str, words: str) -> Iterator[Said]:
+    """Wait for what a part of the program says in its log."""
+    said = Said(words)
+    target = logging.getLogger(logger)
+    target.addHandler(said)
+    try:
+        yield said
+    finally:
+        target.removeHandler(said)
