@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -23,7 +24,7 @@ from xnai.bus.bus import Bus
 from xnai.bus.client import Frame
 from xnai.bus.hearing import is_genuine
 from xnai.bus.pull import Delivery, Puller
-from xnai.bus.streams import Limits, declare_agent, declare_consumer
+from xnai.bus.streams import Limits, ack_wait_of, declare_agent, declare_consumer
 from xnai.bus.transport import NoResponders
 from xnai.bus.waiting import new_future
 from xnai.protocol import subjects
@@ -82,14 +83,15 @@ class Worker:
         self._puller = Puller(bus.transport, agent.addresses, LANES, slots=agent.concurrency, heal=self._heal)
         self._ready: tuple[deque[tuple[Delivery, Past]], ...] = tuple(deque() for _ in LANES)
         self._unsure: list[Delivery] = []
-        self._touched: dict[Delivery, float] = {}
-        self._idle: list[object] = []
+        self._taken: dict[str, Delivery] = {}
+        self._idle: list[asyncio.Future[tuple[Delivery, Past]]] = []
         self._slots = 0
         self._canceled: dict[tuple[str, str], None] = {}
         self._leaving = False
         self._something_taken, self._something_unsure = anyio.Event(), anyio.Event()
         self._all_settled = anyio.Event()
         self._guard = LoopGuard(agent)
+        self._ack_wait = limits.ack_wait
         self._tasks: TaskGroup
         handler.on_full_log = self._pause
 
@@ -106,6 +108,7 @@ class Worker:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            self._ack_wait = await ack_wait_of(self.bus.api, self.agent.name, LANES[0])
             self._tasks = await stack.enter_async_context(background_tasks())
             stack.enter_context(self._guard.watching())
             for name in self.agent.addresses:
@@ -127,25 +130,30 @@ class Worker:
     # Taking
 
     def _take(self, delivery: Delivery) -> None:
-        self._touched[delivery] = now = time.time()
+        if (known := self._taken.get(delivery.subject)) is not None:
+            self._tasks.start_soon(known.adopt, delivery)
+            return
+        self._taken[delivery.subject] = delivery
         if not self._something_taken.is_set():
             self._something_taken.set()
         if self._leaving:
             self._tasks.start_soon(self._return, delivery)
-        elif delivery.count == 1 and 0 <= now - delivery.stored_at < _FRESH:
+        elif delivery.count == 1 and 0 <= time.time() - delivery.stored_at < _FRESH:
             self._offer(delivery, FRESH)
         else:
             self._unsure.append(delivery)
             self._something_unsure.set()
 
     def _offer(self, delivery: Delivery, past: Past) -> None:
-        if self._idle:
-            self._idle.pop().set_result((delivery, past))  # type: ignore[attr-defined]
-            return
-        self._ready[delivery.lane.rank].append((delivery, past))
-        if self._slots < self.agent.concurrency:
-            self._slots += 1
-            self._tasks.start_soon(self._slot)
+        if self._leaving:
+            self._tasks.start_soon(self._return, delivery)
+        elif self._idle:
+            self._idle.pop().set_result((delivery, past))
+        else:
+            self._ready[delivery.lane.rank].append((delivery, past))
+            if self._slots < self.agent.concurrency:
+                self._slots += 1
+                self._tasks.start_soon(self._slot)
 
     async def _slot(self) -> None:
         while True:
@@ -166,8 +174,9 @@ class Worker:
                 self._settled(delivery)
 
     def _settled(self, delivery: Delivery) -> None:
-        self._touched.pop(delivery, None)
-        if self._leaving and not self._touched:
+        if self._taken.get(delivery.subject) is delivery:
+            del self._taken[delivery.subject]
+        if self._leaving and not self._taken:
             self._all_settled.set()
 
     async def _look_up(self) -> None:
@@ -193,7 +202,7 @@ class Worker:
     async def _watch(self) -> None:
         """One look at all running tasks, ten times a second, instead of timers for each."""
         while True:
-            if not self._touched:
+            if not self._taken:
                 self._something_taken = anyio.Event()
                 self._guard.rest()
                 await self._something_taken.wait()
@@ -241,16 +250,13 @@ class Worker:
         self._settled(run.delivery)
 
     async def _keep_alive(self) -> None:
-        now = time.time()
-        limit = now - self._limits.ack_wait / 3
-        for delivery, touched in list(self._touched.items()):
-            if touched > limit:
-                continue
-            self._touched[delivery] = now
-            try:
-                await delivery.touch()
-            except Unavailable:  # the link is down: it is delivered again, and looked up
-                return
+        limit = time.monotonic() - self._ack_wait / 3
+        for delivery in list(self._taken.values()):
+            if delivery.touched < limit:
+                try:
+                    await delivery.touch()
+                except Unavailable:  # the link is down: it is delivered again, and looked up
+                    return
 
     def _pause(self, reason: str) -> None:
         """The log has no room: take nothing more for a while, and say so."""
@@ -309,12 +315,12 @@ class Worker:
         for lane in self._ready:
             while lane:
                 await self._return(lane.popleft()[0])
-        if self._touched:
+        if self._taken:
             with anyio.move_on_after(drain):
                 await self._all_settled.wait()
         for run in list(self._handler.runs.values()):
             run.stop(Stop.HANDED_BACK)
-        if self._touched:
+        if self._taken:
             with anyio.move_on_after(2 * _STUCK_AFTER):
                 await self._all_settled.wait()
 

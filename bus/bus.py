@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar, overload
 
 import anyio
@@ -21,7 +21,7 @@ from xnai.bus.hearing import Hearing
 from xnai.bus.jetstream import JetStream
 from xnai.bus.locating import reach, sender_name
 from xnai.bus.open_calls import OpenCall, OpenCalls
-from xnai.bus.publisher import Publisher
+from xnai.bus.publisher import PUBLISH_TIMEOUT, Publisher
 from xnai.bus.sending import Order, Sender, Sent, make_order
 from xnai.bus.stories import Storyteller
 from xnai.bus.streams import DAY, Limits, declare_agent, declare_shared
@@ -75,12 +75,16 @@ async def open_bus(
         ServerTooOld: the server is older than 2.12.
     """
     sender = sender_name(name)
-    async with reach(url, token=token, name=sender, wait=wait) as transport, background_tasks() as tasks:
-        bus = Bus(transport, sender, tasks)
-        async with bus.hearing.open():
-            await tasks.start(bus.publisher.run)
-            tasks.start_soon(bus.calls.read_after_reconnects)
-            yield bus
+    async with AsyncExitStack() as stack:
+        transport = await stack.enter_async_context(reach(url, token=token, name=sender, wait=wait))
+        own = await stack.enter_async_context(background_tasks())
+        # Last words of callers that leave still need the publisher: their group ends first.
+        leaving = await stack.enter_async_context(background_tasks())
+        bus = Bus(transport, sender, leaving)
+        await own.start(bus.publisher.run)
+        await stack.enter_async_context(bus.hearing.open())
+        own.start_soon(bus.calls.read_after_reconnects)
+        yield bus
 
 
 class Bus:
@@ -169,7 +173,7 @@ class Bus:
         task = self._sender.envelope(order)
         with self.calls.open(task) as call:
             try:
-                sent = await self._sender.send(task, look_first=order.given)
+                sent = await self._sender.send(task, look_first=order.given, timeout=_patience(task))
                 if sent.outcome is not None:
                     return sent.outcome
                 if sent.instance != self.instance:
@@ -205,7 +209,8 @@ class Bus:
 
     def _leave(self, task: Envelope) -> None:
         """Nobody waits any more. A task of its own, because whoever waited may not wait for this either."""
-        self._tasks.start_soon(self._abandon, task)
+        with suppress(RuntimeError):  # the bus is closed: a generator that was dropped ends that late
+            self._tasks.start_soon(self._abandon, task)
 
     async def _abandon(self, task: Envelope) -> None:
         try:
@@ -322,7 +327,7 @@ class Bus:
             stack.callback(lambda: self._leave(task) if reader.outcome is None and abandon() else None)
             stack.enter_context(self.hearing.listen(task.id, reader.take))
             stack.enter_context(self.transport.when_back(reader.read_again))
-            sent = await self._sender.send(task, look_first=order.given)
+            sent = await self._sender.send(task, look_first=order.given, timeout=_patience(task))
             if sent.instance != self.instance:
                 await stack.enter_async_context(self.hearing.listen_elsewhere(task.id))
                 reader.read_again()
@@ -366,6 +371,11 @@ class Bus:
                     return await call.outcome(_CANCEL_GRACE)
                 except TimeoutError:
                     return await self.owner.end(task, TaskState.CANCELED, CANCELED)
+
+
+def _patience(task: Envelope) -> float:
+    """Seconds that a caller who waits for the outcome waits for the broker's receipt."""
+    return min(PUBLISH_TIMEOUT, max(0.0, _left(task)) + _GRACE)
 
 
 def _left(task: Envelope) -> float:

@@ -132,9 +132,7 @@ class ChunkReader(Generic[T]):
         facts = facts_of(outcome)
         if outcome.status.state is TaskState.COMPLETED and facts.chunks >= 0:
             if facts.chunks < len(self._handed_out):
-                raise StreamChanged(
-                    f"Attempt {facts.attempt} of {self._id} yields fewer chunks than before."
-                )
+                raise StreamChanged(f"Attempt {facts.attempt} of {self._id} yields fewer chunks than before.")
             if facts.chunks and (facts.attempt != self._run[0] or self._position < facts.chunks):
                 return self._start_over()
         self.outcome = outcome

@@ -119,6 +119,13 @@ class Client(NatsClient):
         await self._flush_pending(force_flush=True)
         await self.flush()
 
+    async def shut(self) -> None:
+        """Close for good. While the link is down nats-py would write to a transport that is gone."""
+        if not self.is_connected:
+            self._pending.clear()
+            self._pending_data_size = 0
+        await self.close()
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         subscription = self._subs.get(sid)
         receiver: Any = subscription._future if subscription is not None else None

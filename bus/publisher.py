@@ -12,7 +12,7 @@ import msgspec
 from xnai.bus.client import Frame
 from xnai.bus.transport import NoResponders, Transport
 from xnai.bus.waiting import new_future
-from xnai.protocol.errors import Busy, GateClosed, Unavailable, XnaiError
+from xnai.protocol.errors import Busy, GateClosed, InvalidPayload, Unavailable, XnaiError
 
 PUBLISH_TIMEOUT = 15.0
 _RESEND_AFTER = 3.0
@@ -47,10 +47,11 @@ _read_receipt = msgspec.json.Decoder(Receipt).decode
 class _Pending:
     __slots__ = ("data", "head", "sent", "stored", "subject", "until")
 
-    def __init__(self, subject: str, data: bytes, head: str, now: float) -> None:
+    def __init__(self, subject: str, data: bytes, head: str, timeout: float) -> None:
         self.subject, self.data, self.head = subject, data, head
         self.stored: asyncio.Future[Receipt] = new_future()
-        self.sent, self.until = now, now + PUBLISH_TIMEOUT
+        self.sent = time.monotonic()
+        self.until = self.sent + timeout
 
 
 class Publisher:
@@ -78,7 +79,9 @@ class Publisher:
                 if not self._pending:
                     self._wake = anyio.Event()
 
-    async def store(self, subject: str, data: bytes, *, id: str = "", unless: str = "") -> Receipt:
+    async def store(
+        self, subject: str, data: bytes, *, id: str = "", unless: str = "", timeout: float = PUBLISH_TIMEOUT
+    ) -> Receipt:
         """Return once the message is stored: once per `id`, and only while `unless` holds none.
 
         Raises:
@@ -86,7 +89,7 @@ class Publisher:
                 of the broker was lost: read what is stored.
             Busy: the stream is full; nothing is stored.
             NoResponders: no stream takes the subject, or its leader is being elected.
-            Unavailable: not confirmed within 15 s; it may or may not be stored.
+            Unavailable: not confirmed within `timeout` seconds; it may or may not be stored.
         """
         head = f"Nats-Msg-Id: {id}\r\n" if id else ""
         if unless:
@@ -94,12 +97,14 @@ class Publisher:
                 "Nats-Expected-Last-Subject-Sequence: 0\r\n"
                 f"Nats-Expected-Last-Subject-Sequence-Subject: {unless}\r\n"
             )
-        return await self.publish(subject, data, head)
+        return await self.publish(subject, data, head, timeout=timeout)
 
-    async def publish(self, subject: str, data: bytes, head: str = "") -> Receipt:
+    async def publish(
+        self, subject: str, data: bytes, head: str = "", *, timeout: float = PUBLISH_TIMEOUT
+    ) -> Receipt:
         """Store a message with these header lines; raises as `store` does."""
         token = next(self._tokens)
-        pending = self._pending[token] = _Pending(subject, data, head, time.monotonic())
+        pending = self._pending[token] = _Pending(subject, data, head, timeout)
         if len(self._pending) == 1:
             self._wake.set()
         try:
@@ -110,9 +115,14 @@ class Publisher:
             self._pending.pop(token, None)
 
     async def _send(self, token: str, pending: _Pending) -> None:
-        await self._transport.client.send(
-            pending.subject, pending.data, reply=f"{self._inbox}.{token}", head=pending.head
-        )
+        try:
+            await self._transport.client.send(
+                pending.subject, pending.data, reply=f"{self._inbox}.{token}", head=pending.head
+            )
+        except Unavailable:  # the link went down just now: sent again when it is back
+            pending.sent = 0.0
+        except InvalidPayload as error:
+            pending.stored.set_exception(error)
 
     def _confirmed(self, frame: Frame) -> None:
         pending = self._pending.get(frame.subject[len(self._inbox) + 1 :])
@@ -136,10 +146,7 @@ class Publisher:
                 continue
             if now > pending.until:
                 pending.stored.set_exception(
-                    Unavailable(
-                        f"The broker did not confirm a message within {PUBLISH_TIMEOUT:g} s: "
-                        "it may or may not be stored."
-                    )
+                    Unavailable("The broker did not confirm a message in time: it may or may not be stored.")
                 )
             elif now - pending.sent > _RESEND_AFTER and self._transport.connected:
                 pending.sent = now

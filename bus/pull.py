@@ -34,12 +34,13 @@ _encode = msgspec.json.encode
 class Delivery:
     """One delivery of a stored task. Settle it exactly once: with `ack` or `give_back`."""
 
-    __slots__ = ("_puller", "_tokens", "data", "lane", "reply", "subject")
+    __slots__ = ("_puller", "_tokens", "data", "lane", "reply", "subject", "touched")
 
     def __init__(self, puller: Puller, lane: Lane, frame: Frame) -> None:
         self._puller = puller
         self.lane = lane
         self.subject, self.reply, self.data = frame.subject, frame.reply, frame.data
+        self.touched = lane.heard
         # $JS.ACK[.domain.account].stream.consumer.delivered.sequence.consumer sequence.time.pending[.token]
         tokens = frame.reply.split(".")
         self._tokens = tokens if len(tokens) < 11 else tokens[2:]
@@ -63,8 +64,14 @@ class Delivery:
         await self._settle(b"-NAK " + _encode({"delay": int(delay * NANOSECONDS)}) if delay > 0 else b"-NAK")
 
     async def touch(self) -> None:
-        """Still working on it: the ack wait begins anew."""
+        """Still working on it: the ack wait begins anew, at `touched` by the monotonic clock."""
+        self.touched = time.monotonic()
         await self._puller.client.send(self.reply, b"+WPI")
+
+    async def adopt(self, later: Delivery) -> None:
+        """The broker has delivered this task again while it is in our hands: settle both as one."""
+        self.reply = later.reply
+        await self._puller.settled()
 
     async def _settle(self, verdict: bytes) -> None:
         try:
@@ -198,7 +205,10 @@ class Puller:
     async def settled(self) -> None:
         """A slot is free again."""
         self.taken -= 1
-        await self._top_up()
+        try:
+            await self._top_up()
+        except Unavailable:  # the link is down: all pulls begin anew when it is back
+            return
 
     async def _top_up(self) -> None:
         if self._stopped or self._paused or not self._transport.connected:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from xnai.bus.bus import Bus
 
 LONGEST_TTL = 30 * DAY
-_ELECTION = PUBLISH_TIMEOUT
 _TRY_AGAIN = 0.25
 
 
@@ -116,8 +115,8 @@ class Sender:
             message=msgspec.structs.replace(said, task_id=order.id, context_id=order.context),
         )
 
-    async def send(self, task: Envelope, *, look_first: bool) -> Sent:
-        """Store a task, unless the same one exists already.
+    async def send(self, task: Envelope, *, look_first: bool, timeout: float = PUBLISH_TIMEOUT) -> Sent:
+        """Store a task, unless the same one exists already, within `timeout` seconds.
 
         Raises:
             UnknownAgent, Busy, Unavailable, IdConflict: see `Bus.send`.
@@ -126,7 +125,7 @@ class Sender:
             return await self._same(task, found)
         until = parse_timestamp(task.deadline) + KEPT_AFTER_THE_END
         data = await self._bus.blobs.fit(task, reader=task.agent, until=until)
-        receipt = await self._store(task, data)
+        receipt = await self._store(task, data, timeout)
         if receipt.duplicate and look_first:
             found = await self._bus.finder.find(task.id)
             if found is None:
@@ -134,11 +133,11 @@ class Sender:
             return await self._same(task, found)
         return Sent(task, self._bus.instance)
 
-    async def _store(self, task: Envelope, data: bytes) -> Receipt:
-        until = time.monotonic() + _ELECTION
+    async def _store(self, task: Envelope, data: bytes, timeout: float) -> Receipt:
+        subject, until = subjects.task(task.subject), time.monotonic() + timeout
         while True:
             try:
-                return await self._bus.publisher.store(subjects.task(task.subject), data, id=task.id)
+                return await self._bus.publisher.store(subject, data, id=task.id, timeout=timeout)
             except Busy as error:
                 raise Busy(f"The queue of {task.agent} is full: nothing was sent. {error}") from error
             except NoResponders:

@@ -133,6 +133,12 @@ async def declare_consumer(api: JetStream, agent: str, lane: str, limits: Limits
             raise
 
 
+async def ack_wait_of(api: JetStream, agent: str, lane: str) -> float:
+    """Seconds after which the broker takes a task from a silent worker, as the lane was declared."""
+    info = await api.ask(f"CONSUMER.INFO.{subjects.task_stream(agent)}.{lane}")
+    return float(info["config"]["ack_wait"]) / NANOSECONDS
+
+
 async def _create(api: JetStream, config: dict[str, Any], limits: Limits) -> None:
     window = limits.duplicate_window
     config = {

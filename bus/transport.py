@@ -57,7 +57,7 @@ async def open_transport(
         yield transport
     finally:
         with anyio.CancelScope(shield=True):
-            await transport.client.close()
+            await transport.client.shut()
 
 
 def _shown(url: str) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import anyio
 import anyio.abc
-from anyio.lowlevel import current_token
-from anyio.from_thread import run_sync
+import msgspec
 
 from xnai.agents import Agent, Worker, serve
 from xnai.bus import Bus, Limits, Server, open_bus
 from xnai.bus.background import background_tasks
+from xnai.bus.jetstream import NO_MESSAGE, ApiError
 from xnai.protocol import Envelope
+from xnai.protocol.subjects import DEAD_STREAM
 
 Probe = Callable[[str, Envelope], Awaitable[None]]
 
@@ -106,13 +110,13 @@ class Said(logging.Handler):
         super().__init__()
         self.words, self.lines = words, list[str]()
         self.heard = anyio.Event()
-        self._loop = current_token()
+        self._loop = asyncio.get_running_loop()
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
         if self.words in line:
             self.lines.append(line)
-            self._loop.native_token.call_soon_threadsafe(self.heard.set)
+            self._loop.call_soon_threadsafe(self.heard.set)
 
 
 @contextmanager
@@ -125,3 +129,15 @@ def listening(logger: str, words: str) -> Iterator[Said]:
         yield said
     finally:
         target.removeHandler(said)
+
+
+async def dead_letter(bus: Bus, subject: str) -> dict[str, Any] | None:
+    """The last dead letter under a subject, as plain data."""
+    try:
+        answer = await bus.api.ask(f"STREAM.MSG.GET.{DEAD_STREAM}", {"last_by_subj": subject})
+    except ApiError as error:
+        if error.number != NO_MESSAGE:
+            raise
+        return None
+    letter: dict[str, Any] = msgspec.json.decode(base64.b64decode(answer["message"]["data"]))
+    return letter

@@ -13,7 +13,8 @@ from typing import NoReturn
 TICK = 10.0
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xnai-agent-bus"
+_HOME = Path(os.environ.get("XDG_CACHE_HOME", ""))
+CACHE = (_HOME if _HOME.is_absolute() else Path.home() / ".cache") / "xnai-agent-bus"
 
 
 Command = list[str | Path]

@@ -1,0 +1,118 @@
+"""An agent that stops at a named point of a task's journey, where a test kills it: `crashing_worker.py BY OPTIONS`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import anyio
+import anyio.to_thread
+import msgspec
+from history import At, Started
+from recording import LIMITS, READY, say
+
+from xnai.agents import Agent, Context, serve
+from xnai.bus import open_bus
+from xnai.protocol import Envelope
+
+AGENT = "phoenix"
+WORKER = "crashing_worker.py"
+RECEIVED, WORKING, PUBLISHED = "received", "working", "outcome published"
+IN_THE_HANDLER, BETWEEN_CHUNKS, WENT_ON, STOPPED = "in the handler", "between chunks", "went on", "stopped"
+CHUNKS_BEFORE = 3
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to stop, the first time that the point is reached, and how.
+
+    Attributes:
+        point: its name; empty for nowhere.
+        until_told: go on when a line comes on stdin, instead of never.
+        blocking: meanwhile the event loop stands still, as it does when the handler computes.
+    """
+
+    point: str = ""
+    until_told: bool = False
+    blocking: bool = False
+
+
+class Stops:
+    """Says where the process is, and stops it where it was told to."""
+
+    def __init__(self, by: str, options: Options) -> None:
+        self._by, self._options, self._point = by, options, options.point
+
+    async def probe(self, point: str, task: Envelope) -> None:
+        say(At(id=task.id, by=self._by, point=point))
+        if point != self._point:
+            return
+        self._point = ""
+        if not self._options.until_told:
+            await anyio.sleep_forever()
+        elif self._options.blocking:
+            sys.stdin.readline()
+        else:
+            await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+        say(At(id=task.id, by=self._by, point=WENT_ON))
+
+
+def phoenix(by: str, stops: Stops) -> Agent:
+    """The agent, in one process of which the handlers say `by`."""
+    agent = Agent(AGENT)
+
+    @agent.skill
+    async def work(n: int, ctx: Context) -> str:
+        """Answers what tells the attempts apart."""
+        say(Started(id=ctx.task.id, by=by, attempt=ctx.attempt))
+        try:
+            await stops.probe(IN_THE_HANDLER, ctx.task)
+        except anyio.get_cancelled_exc_class():
+            say(At(id=ctx.task.id, by=by, point=STOPPED))
+            raise
+        return f"{n} by {by} in attempt {ctx.attempt}"
+
+    @agent.skill
+    async def report(n: int, ctx: Context) -> str:
+        """Says `n` times where it stands."""
+        say(Started(id=ctx.task.id, by=by, attempt=ctx.attempt))
+        for number in range(n):
+            await ctx.progress(f"{number} of {n}")
+        return f"{n} by {by} in attempt {ctx.attempt}"
+
+    @agent.skill
+    async def count(n: int, ctx: Context) -> AsyncIterator[int]:
+        """Yields the numbers below `n`, the same in each attempt, and reports between them."""
+        say(Started(id=ctx.task.id, by=by, attempt=ctx.attempt))
+        try:
+            for number in range(n):
+                if number == CHUNKS_BEFORE:
+                    await stops.probe(BETWEEN_CHUNKS, ctx.task)
+                yield number
+                await ctx.progress(f"{number} of {n}")
+        except anyio.get_cancelled_exc_class():
+            say(At(id=ctx.task.id, by=by, point=STOPPED))
+            raise
+
+    return agent
+
+
+async def main(by: str, options: Options) -> None:
+    stops = Stops(by, options)
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with (
+            open_bus(name=AGENT) as bus,
+            serve(phoenix(by, stops), bus, limits=LIMITS, probe=stops.probe),
+        ):
+            say(At(id="", by=by, point=READY))
+            async for _ in signals:
+                return
+
+
+if __name__ == "__main__":
+    anyio.run(
+        main,
+        sys.argv[1],
+        msgspec.json.decode(sys.argv[2], type=Options),
+        backend_options={"use_uvloop": True},
+    )
