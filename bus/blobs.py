@@ -75,6 +75,11 @@ class Blobs:
     async def _put(self, part: Part, reader: str, until: float) -> Part:
         kind, content = _content(part)
         sha256 = hashlib.sha256(content).hexdigest()
+        known = await self._api.last(
+            subjects.BLOB_STREAM, subjects.blob(self._name, reader, sha256, _chunks(len(content)) - 1)
+        )
+        if known is not None:  # another task may need it for longer
+            until = max(until, known.expires)
         ttl = max(_SHORTEST_TTL, int(until - time.time()))
         limiter = anyio.Semaphore(_WINDOW)
 

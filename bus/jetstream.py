@@ -37,12 +37,16 @@ class ApiError(Unavailable):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """A message as it is stored: subject, place in the stream, time (seconds since the epoch), bytes."""
+    """A message as it is stored: subject, place in the stream, time (seconds since the epoch), bytes.
+
+    `expires` is when the broker removes it, in seconds since the epoch; 0 where it does not.
+    """
 
     subject: str
     sequence: int
     time: float
     data: bytes
+    expires: float = 0.0
 
 
 class JetStream:
@@ -149,9 +153,12 @@ class JetStream:
 
 
 def _stored(frame: Frame) -> Stored:
+    since = parse_timestamp(frame.header("Nats-Time-Stamp"))
+    ttl = frame.header("Nats-TTL").removesuffix("s")
     return Stored(
         subject=frame.header("Nats-Subject"),
         sequence=int(frame.header("Nats-Sequence")),
-        time=parse_timestamp(frame.header("Nats-Time-Stamp")),
+        time=since,
         data=frame.data,
+        expires=since + int(ttl) if ttl.isdecimal() else 0.0,
     )

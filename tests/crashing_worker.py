@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -93,6 +94,12 @@ def phoenix(by: str, stops: Stops) -> Agent:
         except anyio.get_cancelled_exc_class():
             say(At(id=ctx.task.id, by=by, point=STOPPED))
             raise
+
+    @agent.skill(max_attempts=2)
+    async def kill(n: int, ctx: Context) -> None:
+        """Ends its own process."""
+        say(Started(id=ctx.task.id, by=by, attempt=ctx.attempt))
+        os.kill(os.getpid(), signal.SIGKILL)
 
     return agent
 

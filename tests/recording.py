@@ -43,6 +43,7 @@ from xnai.protocol.events import OUTCOME, error_in
 
 CALLER = "caller"
 LIVE = "live"
+FOLLOWER = "follower"
 READY = "ready"
 ACK_WAIT = 1.0
 LIMITS = Limits(ack_wait=ACK_WAIT)
@@ -188,6 +189,24 @@ class Recording:
         """Return once the process `by` stands at `point`."""
         await self.until(lambda record: isinstance(record, At) and (record.by, record.point) == (by, point))
 
+    async def until_followed(self, by: str) -> None:
+        """Return once `by` has heard a whole story."""
+        await self.until(lambda record: isinstance(record, Followed) and record.by == by)
+
+    async def until_heard(self, kind: str, *, times: int = 1) -> None:
+        """Return once so many events of a kind came live."""
+        await self.until(
+            lambda record: isinstance(record, Heard) and (record.by, record.kind) == (LIVE, kind), times=times
+        )
+
+    async def until_yielded(self, by: str, *, times: int) -> None:
+        """Return once `by` was handed so many chunks."""
+        await self.until(lambda record: isinstance(record, Yielded) and record.by == by, times=times)
+
+    async def until_asked(self, by: str) -> None:
+        """Return once `by` has begun to wait for an answer."""
+        await self.until(lambda record: isinstance(record, Asked) and record.by == by)
+
     async def until_returned(self, by: str, *, times: int = 1) -> None:
         """Return once `by` was told how so many tasks ended."""
         await self.until(lambda record: isinstance(record, Returned) and record.by == by, times=times)
@@ -228,6 +247,11 @@ class Recording:
         await program.process.wait()
         self.write(Killed(id="", by=program.by))
 
+    async def until_died(self, program: Program) -> None:
+        """Return once a process has killed itself."""
+        assert await program.process.wait() == -signal.SIGKILL
+        self.write(Killed(id="", by=program.by))
+
     async def end(self, program: Program) -> None:
         """End a process with SIGTERM: on return it has left in order."""
         program.signal(signal.SIGTERM)
@@ -245,7 +269,7 @@ class Recording:
         """Read a stream, beside what the test does."""
         self.tasks.start_soon(lambda: read(self.bus, to, payload, id=id, by=by, write=self.write))
 
-    def follow(self, id: str, *, by: str = "follower") -> None:
+    def follow(self, id: str, *, by: str = FOLLOWER) -> None:
         """Subscribe to a task, beside what the test does."""
         self.tasks.start_soon(lambda: follow(self.bus, id, by=by, write=self.write))
 
@@ -260,19 +284,21 @@ class Recording:
         log = subjects.log_stream(self._agent)
         return [_stored(message) async for message in self.bus.api.scan(log, subjects.log(self._agent))]
 
-    async def outcomes(self, id: str) -> list[Stored]:
-        """The outcomes of a task: one, or a test fails."""
-        return [event for event in await self.stored() if event.id == id and event.kind == OUTCOME]
+    async def outcome(self, id: str) -> Stored:
+        """The one outcome of a task."""
+        (outcome,) = [event for event in await self.stored() if event.id == id and event.kind == OUTCOME]
+        return outcome
 
-    async def faults(self, *, all_heard: bool = True) -> list[Fault]:
+    async def faults(self, *, all_heard: bool = True, max_attempts: int = 5) -> list[Fault]:
         """What `check` says about the run, with what is stored now.
 
         Args:
             all_heard: the broker stayed up, so that the live listener may have missed nothing.
+            max_attempts: how often a task may be tried.
         """
         stored = await self.stored()
         followed = [Followed(id=id, by=LIVE) for id in {event.id for event in stored}] if all_heard else []
-        return check([*self.records, *stored, *followed])
+        return check([*self.records, *stored, *followed], max_attempts=max_attempts)
 
     def attempts(self, id: str) -> list[int]:
         """The attempts that were started, in the order in which they were heard of."""

@@ -104,6 +104,14 @@ def test_what_was_stored_is_there_after_reopening(folder: Path) -> None:
     assert [hit.ingested for hit in after] == [hit.ingested for hit in before]
 
 
+def test_the_folder_keeps_a_write_ahead_log_because_each_passage_is_flushed_by_itself(folder: Path) -> None:
+    with open_store(str(folder), DIMENSIONS):
+        pass
+    with closing(sqlite3.connect(folder / "collection" / "passages" / "storage.sqlite")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert database.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
 def test_a_changed_document_replaces_the_passages_that_changed(store: Store) -> None:
     ingest(store, "a.md", GUIDE)
     ingest(store, "b.md", GUIDE)
@@ -171,6 +179,16 @@ def test_a_document_with_passages_of_an_earlier_version_left_is_not_known(store:
     assert store.known({"a.md": changed[0].document_sha256}, recipe=1) == set()
     store.forget("a.md", keep=[passage.id for passage in changed])
     assert store.known({"a.md": changed[0].document_sha256}, recipe=1) == {"a.md"}
+
+
+def test_a_document_whose_replacement_broke_off_is_not_known_even_if_the_number_fits(store: Store) -> None:
+    for number in range(8):
+        source = f"{number}.md"
+        ingest(store, source, "old text")
+        changed = passages_of(source, "# One\n\na\n\n# Two\n\nb\n")
+        store.put(embedded(changed[:1]))
+        assert store.count(source) == changed[0].parts
+        assert store.known({source: changed[0].document_sha256}, recipe=1) == set()
 
 
 def test_the_holder_of_a_digest_is_a_document_that_is_stored_whole(store: Store) -> None:

@@ -66,7 +66,10 @@ def make_environment() -> None:
     if importlib.util.find_spec("ensurepip") is None:
         fail("this Python cannot make environments: install its venv package (Debian, Ubuntu: python3-venv)")
     print("setup: making .venv", flush=True)
-    venv.create(VENV, clear=True, with_pip=True)
+    try:
+        venv.create(VENV, clear=True, symlinks=True, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        fail(f".venv could not be made: {error}")
 
 
 def install_packages() -> None:

@@ -73,7 +73,7 @@ def _build(place: Path) -> Path:
     log = place / "build.log"
     with tempfile.TemporaryDirectory(prefix="xnai-llama-") as temporary:
         builder, out = Path(temporary, "venv"), Path(temporary, "out")
-        venv.create(builder, with_pip=True)
+        venv.create(builder, symlinks=True, with_pip=True)
         pip: Command = [builder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
         tools: Command = [*pip, "install", "--require-hashes", "-r", REQUIREMENTS / "build.txt"]
         run("fetching CMake and Ninja", tools, log=log, otherwise="CMake and Ninja could not be fetched")

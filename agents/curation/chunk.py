@@ -158,12 +158,9 @@ def _cut(text: str, window: tuple[int, int], goal: int, blocks: Sequence[tuple[i
     nearby = blocks[max(0, bisect_left(blocks, (start, 0)) - 1) : bisect_left(blocks, (reach, 0))]
     inside = [block for block in nearby if start < block[1]]
     least = start + max(1, (goal - start) // 2)
-    around = [edge for block in inside for edge in block]
     for pattern in (_PARAGRAPH, _SENTENCE, _LINE, _WORD):
         ends = [match.end() for match in pattern.finditer(text, start, reach)]
         places = [place for place in ends if not any(first < place < last for first, last in inside)]
-        if pattern is _PARAGRAPH:
-            places += around
         if within := [place for place in places if least <= place <= reach]:
             return min(within, key=lambda place: abs(place - goal))
     for pattern in (_LINE, _WORD):  # only a block is left: better cut there than within a word

@@ -1,0 +1,176 @@
+"""Worker and caller on this project's bus, each to be a process of its own, told what to do by lines.
+
+    python -m benchmarks.ours worker URL [TOKEN]
+    python -m benchmarks.ours caller URL [TOKEN]
+
+Each says `"ready"` first, answers every line of its input with one line of JSON, and ends with its input.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from benchmarks.echo import agent, held
+from xnai.agents import serve
+from xnai.bus import Bus, open_bus
+from xnai.bus.client import Frame
+from xnai.protocol import subjects
+from xnai.protocol.events import OUTCOME
+
+_AT_ONCE = 500
+
+
+def say(value: object) -> None:
+    print(msgspec.json.encode(value).decode(), flush=True)
+
+
+async def obey(actor: object) -> None:
+    """Do what the lines say: a verb, the name of a method, and numbers."""
+    say("ready")
+    while line := await anyio.to_thread.run_sync(sys.stdin.readline):
+        verb, *numbers = line.split()
+        say(await getattr(actor, verb)(*map(int, numbers)))
+
+
+class Held:
+    """What the worker knows of the tasks that wait to be cancelled."""
+
+    async def holding(self, count: int) -> None:
+        """Return once so many wait."""
+        with anyio.fail_after(30):
+            while sum(not ended for ended in held.values()) < count:
+                await anyio.sleep(0.001)
+
+    async def ended(self) -> dict[str, float]:
+        """When each ended, in seconds of the machine's monotonic clock; then forget them."""
+        told = dict(held)
+        held.clear()
+        return told
+
+
+class Caller:
+    """Does slices of work; each method is a verb."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._backlog = 0
+
+    async def _call(self) -> None:
+        assert await self._bus.call("echo.upper", "hello", str) == "HELLO"
+
+    async def throughput(self, tasks: int, in_flight: int) -> float:
+        """Tasks per second, with so many calls in flight."""
+        left = tasks
+
+        async def caller() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await self._call()
+
+        began = time.perf_counter()
+        async with anyio.create_task_group() as tasks_alive:
+            for _ in range(in_flight):
+                tasks_alive.start_soon(caller)
+        return tasks / (time.perf_counter() - began)
+
+    async def latency(self, tasks: int) -> list[float]:
+        """Milliseconds of each call, one after another."""
+        times = []
+        for _ in range(tasks):
+            began = time.perf_counter()
+            await self._call()
+            times.append((time.perf_counter() - began) * 1e3)
+        return times
+
+    async def declare(self) -> None:
+        await self._bus.declare("echo")
+
+    async def send(self, tasks: int, in_flight: int = 64) -> None:
+        """Store so many tasks, and return once no worker will take one for a fresh one: a second later."""
+        left = tasks
+
+        async def sender() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await self._bus.send("echo.upper", "hello")
+
+        async with anyio.create_task_group() as senders:
+            for _ in range(in_flight):
+                senders.start_soon(sender)
+        await anyio.sleep(1.05)
+
+    async def fill(self, outcomes: int) -> int:
+        """Put so many outcomes into the log as bare publishes; how many messages it then holds."""
+        client, publisher = self._bus.transport.client, self._bus.publisher
+        body = b'{"id":"%d","status":{"state":"TASK_STATE_COMPLETED"},"filler":"' + b"x" * 500 + b'"}'
+        for number in range(outcomes):
+            subject = f"{subjects.log('echo', 'filler', f'task-{number}')[:-2]}.00000000.echo.{OUTCOME}"
+            if number % _AT_ONCE == _AT_ONCE - 1:  # the server drops what comes faster than it can store
+                await publisher.store(subject, body % number)
+            else:
+                await client.send(subject, body % number)
+        info = await self._bus.api.stream_info(subjects.log_stream("echo"))
+        return int(info["state"]["messages"])
+
+    async def hold(self, count: int) -> list[str]:
+        """Send so many tasks that wait; their ids."""
+        return [await self._bus.send("echo.hold", number) for number in range(count)]
+
+    async def cancel(self, count: int) -> dict[str, float]:
+        """Send so many tasks that wait, and cancel one after another: when each cancel was called."""
+        ids = [await self._bus.send("echo.hold", number) for number in range(count)]
+        say("sent")
+        await anyio.to_thread.run_sync(sys.stdin.readline)
+        began = {}
+        for id in ids:
+            began[id] = time.monotonic()
+            await self._bus.cancel(id)
+        return began
+
+
+class Listener:
+    """Counts the outcomes of everybody."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        self._heard = anyio.Event()
+
+    def take(self, frame: Frame) -> None:
+        self._times.append(time.monotonic())
+        self._heard.set()
+
+    async def drained(self, tasks: int) -> float:
+        """Once so many outcomes were stored: outcomes a second, from the first to the last."""
+        with anyio.fail_after(120):
+            while len(self._times) < tasks:
+                self._heard = anyio.Event()
+                await self._heard.wait()
+        first, last = self._times[0], self._times[tasks - 1]
+        self._times.clear()
+        return (tasks - 1) / (last - first)
+
+
+async def main(role: str, url: str, token: str | None = None) -> None:
+    async with open_bus(url, token=token, name="caller" if role != "worker" else agent.name) as bus:
+        if role == "worker":
+            async with serve(agent, bus):
+                await obey(Held())
+        elif role == "caller":
+            await obey(Caller(bus))
+        else:
+            listener = Listener()
+            await bus.declare("echo")
+            async with bus.transport.listen(subjects.live_kind("echo", OUTCOME), listener.take):
+                await obey(listener)
+
+
+if __name__ == "__main__":
+    anyio.run(main, *sys.argv[1:], backend_options={"use_uvloop": True})
