@@ -6,7 +6,7 @@ import base64
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -45,7 +45,7 @@ class Children:
 
     async def stream(
         self, to: str, payload: object, returns: Any, *, timeout: float, name: str | None
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         order = await self._order(to, payload, timeout=timeout, name=name)
         async for chunk in self._bus.run_stream(order, returns, abandon=self._abandons):
             yield chunk

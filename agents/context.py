@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from xnai.bus.bus import CALL_TIMEOUT, STREAM_TIMEOUT
@@ -80,7 +80,7 @@ class Context:
         *,
         timeout: float = STREAM_TIMEOUT,
         name: str | None = None,
-    ) -> AsyncIterator[T]:
+    ) -> AsyncGenerator[T, None]:
         """What another agent yields, as a part of this task; otherwise as `call`."""
         async for chunk in self._run.children.stream(to, payload, returns, timeout=timeout, name=name):
             yield chunk

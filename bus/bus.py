@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar, overload
 
@@ -287,7 +287,7 @@ class Bus:
             return found
         raise UnknownTask(f"No task of {self.name} with the id {id} is queued or remembered.")
 
-    async def subscribe(self, id: str, *, after: int = 0) -> AsyncIterator[Event]:
+    async def subscribe(self, id: str, *, after: int = 0) -> AsyncGenerator[Event, None]:
         """Every event of a task's log beyond the sequence `after`, then live; ends behind the outcome.
 
         Raises:
@@ -306,7 +306,7 @@ class Bus:
         lane: str = "normal",
         id: str | None = None,
         context: str | None = None,
-    ) -> AsyncIterator[T]:
+    ) -> AsyncGenerator[T, None]:
         """What the skill `to` yields, each chunk once, as it comes. A reader that leaves cancels the task.
 
         Raises:
@@ -319,7 +319,7 @@ class Bus:
 
     async def run_stream(
         self, order: Order, returns: type[T], *, abandon: Callable[[], bool] = _always
-    ) -> AsyncIterator[T]:
+    ) -> AsyncGenerator[T, None]:
         """As `stream`, for an order that is made already."""
         task = self._sender.envelope(order)
         reader = ChunkReader(task.id, self.blobs, codec_of(returns))

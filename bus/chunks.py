@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Generic, TypeVar
 
 import anyio
@@ -74,7 +74,7 @@ class ChunkReader(Generic[T]):
         """Whether the outcome is that of a skill that streams."""
         return self.outcome is not None and facts_of(self.outcome).chunks >= 0
 
-    async def chunks(self) -> AsyncIterator[T]:
+    async def chunks(self) -> AsyncGenerator[T, None]:
         """What was heard by now and was not handed out before.
 
         Raises:
@@ -87,7 +87,7 @@ class ChunkReader(Generic[T]):
             except InvalidPayload as error:
                 raise InvalidResult(f"A chunk of {self._id} is of another type. {error}") from error
 
-    async def _parts(self) -> AsyncIterator[Part]:
+    async def _parts(self) -> AsyncGenerator[Part, None]:
         while self._frames and self.outcome is None:
             kind, sequence, data = self._frames.popleft()
             if kind != "delta" and sequence <= self._after:

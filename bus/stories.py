@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import anyio
 
@@ -28,7 +28,7 @@ class Storyteller:
     def __init__(self, transport: Transport, finder: Finder, hearing: Hearing) -> None:
         self._transport, self._finder, self._hearing = transport, finder, hearing
 
-    async def tell(self, found: Found, *, after: int = 0) -> AsyncIterator[Event]:
+    async def tell(self, found: Found, *, after: int = 0) -> AsyncGenerator[Event, None]:
         """Events beyond the sequence `after`; ends behind the outcome."""
         heard = _Heard()
         async with self._hearing.listen_elsewhere(found.id):
