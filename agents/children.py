@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -47,8 +48,9 @@ class Children:
         self, to: str, payload: object, returns: Any, *, timeout: float, name: str | None
     ) -> AsyncGenerator[Any, None]:
         order = await self._order(to, payload, timeout=timeout, name=name)
-        async for chunk in self._bus.run_stream(order, returns, abandon=self._abandons):
-            yield chunk
+        async with aclosing(self._bus.run_stream(order, returns, abandon=self._abandons)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def _abandons(self) -> bool:
         return self._run.cancels_children

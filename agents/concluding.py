@@ -21,7 +21,7 @@ from xnai.bus.pull import Delivery
 from xnai.bus.streams import DAY, KEPT_AFTER_THE_END
 from xnai.protocol import subjects
 from xnai.protocol.a2a import Artifact, Message, Part, Role, TaskState, TaskStatusUpdateEvent
-from xnai.protocol.envelope import Envelope, as_dict
+from xnai.protocol.envelope import Envelope, as_dict, encode
 from xnai.protocol.errors import InvalidPayload, MalformedMessage, Reject, TaskFailed, XnaiError
 from xnai.protocol.events import (
     ERROR_KEY,
@@ -54,12 +54,10 @@ class Conclusion:
 
     def __init__(self, bus: Bus, agent: str, probe: Probe | None) -> None:
         self._bus, self._agent, self._probe = bus, agent, probe
-        self._facts = Facts(agent=agent, instance=bus.instance)
 
     async def of_result(self, run: Run, parts: tuple[Part, ...]) -> None:
         """The handler has answered."""
-        answer = Artifact(artifact_id=run.reporter.answer_id, parts=parts)
-        artifacts = (answer, *run.reporter.artifacts)
+        artifacts = (Artifact(artifact_id=run.answer_id, parts=parts), *run.artifacts)
         await self.finish(run.delivery, run.task, TaskState.COMPLETED, run=run, artifacts=artifacts)
 
     async def of_error(self, run: Run, error: Exception) -> None:
@@ -86,7 +84,7 @@ class Conclusion:
         elif run.stopped is Stop.DEADLINE:
             await self.finish(delivery, task, TaskState.FAILED, error=deadline_exceeded(task), run=run)
         elif run.stopped is Stop.ENDED_ELSEWHERE:
-            await delivery.ack()
+            delivery.ack()
         elif run.stopped is Stop.CAP:
             text = f"The handler ran longer than its cap of {run.skill.cap:g} s."
             await self._fail(run, ErrorInfo(code="handler_error", message=text, retryable=True))
@@ -98,7 +96,7 @@ class Conclusion:
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_SAY_GOODBYE):
                 await run.reporter.returned()
-            await run.delivery.give_back()
+            run.delivery.give_back()
 
     async def _fail(self, run: Run, error: ErrorInfo) -> None:
         """An attempt failed: record it, and try again later or give up."""
@@ -107,7 +105,8 @@ class Conclusion:
         delay = 0.0 if last else random.uniform(0.0, run.skill.backoff.ceiling(run.attempt))
         await run.reporter.failed(error, delay)
         if not last:
-            return await run.delivery.give_back(delay)
+            run.delivery.give_back(delay)
+            return
         await self.exhaust(run.delivery, run.task, attempts=run.attempt, error=error, run=run)
 
     async def exhaust(
@@ -142,8 +141,9 @@ class Conclusion:
             Busy, Unavailable: this one is not stored, as far as is known.
         """
         now = time.time()
-        facts = msgspec.structs.replace(
-            self._facts,
+        facts = Facts(
+            agent=self._agent,
+            instance=self._bus.instance,
             attempt=run.attempt if run else 0,
             chunks=run.chunks if run else -1,
             sender=task.sender,
@@ -151,7 +151,9 @@ class Conclusion:
             skill=task.skill,
         )
         body = outcome(task, state, at=format_timestamp(now), facts=facts, artifacts=artifacts, error=error)
-        data = await self._bus.blobs.fit(body, reader=task.sender, until=now + KEPT_AFTER_THE_END + DAY)
+        data = encode(body)
+        if len(data) > self._bus.blobs.room:
+            data = await self._bus.blobs.fit(body, reader=task.sender, until=now + KEPT_AFTER_THE_END + DAY)
         await self._bus.publisher.store(
             subjects.event(event_about(task, self._agent, OUTCOME)),
             data,
@@ -159,7 +161,7 @@ class Conclusion:
         )
         if self._probe:
             await self._probe("outcome published", task)
-        await delivery.ack()
+        delivery.ack()
 
     async def _bury(self, task: Envelope, reason: ErrorInfo) -> None:
         """Keep a dead letter: the envelope, the reason, and what each attempt said."""
@@ -178,7 +180,7 @@ class Conclusion:
         reason = ErrorInfo(code=error.code, message=str(error))
         log.warning("a message that is none is kept as a dead letter", extra={"subject": delivery.subject})
         await self._keep(tokens[3], "-", Part(raw=delivery.data, media_type=BYTES), reason, {"attempts": []})
-        await delivery.ack()
+        delivery.ack()
 
     async def _keep(
         self, agent: str, id: str, part: Part, reason: ErrorInfo, facts: dict[str, object]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from xnai.bus.bus import CALL_TIMEOUT, STREAM_TIMEOUT
 from xnai.protocol.envelope import Envelope
@@ -26,11 +27,20 @@ class Context:
     """
 
     def __init__(self, run: Run, state: Any) -> None:
-        self.task: Envelope = run.task
-        self.attempt = run.attempt
-        self.deadline = run.deadline
         self.state = state
         self._run = run
+
+    @property
+    def task(self) -> Envelope:
+        return self._run.task
+
+    @property
+    def attempt(self) -> int:
+        return self._run.attempt
+
+    @property
+    def deadline(self) -> float:
+        return self._run.deadline
 
     @property
     def time_left(self) -> float:
@@ -54,23 +64,30 @@ class Context:
         """
         await self._run.reporter.artifact(name, value)
 
+    @overload
+    async def call(
+        self, to: str, payload: object, returns: type[T], *, timeout: float = ..., name: str | None = ...
+    ) -> T: ...
+    @overload
+    async def call(
+        self, to: str, payload: object = ..., *, timeout: float = ..., name: str | None = ...
+    ) -> Any: ...
     async def call(
         self,
         to: str,
         payload: object = None,
-        returns: type[T] | Any = Any,
+        returns: Any = Any,
         *,
         timeout: float = CALL_TIMEOUT,
         name: str | None = None,
-    ) -> T:
+    ) -> Any:
         """Ask another agent, as a part of this task.
 
         The sub-task's id follows from this task's id, the skill and the payload (or `name`), so a later
         attempt finds the same one. It inherits the context, the lane, and the deadline if that is sooner, and
         is canceled with this task. Raises as `Bus.call` does.
         """
-        answer: T = await self._run.children.call(to, payload, returns, timeout=timeout, name=name)
-        return answer
+        return await self._run.children.call(to, payload, returns, timeout=timeout, name=name)
 
     async def stream(
         self,
@@ -82,5 +99,7 @@ class Context:
         name: str | None = None,
     ) -> AsyncGenerator[T, None]:
         """What another agent yields, as a part of this task; otherwise as `call`."""
-        async for chunk in self._run.children.stream(to, payload, returns, timeout=timeout, name=name):
-            yield chunk
+        chunks = self._run.children.stream(to, payload, returns, timeout=timeout, name=name)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk

@@ -6,6 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -18,6 +19,7 @@ from xnai.agents.past import FRESH, Past
 from xnai.agents.run import Run
 from xnai.agents.skills import Skill
 from xnai.agents.streaming import ChunkWriter
+from xnai.bus.blobs import has_references
 from xnai.bus.bus import Bus
 from xnai.bus.ending import CANCELED, deadline_exceeded
 from xnai.bus.pull import Delivery
@@ -48,11 +50,14 @@ class Handler:
         """Bring a delivery to its end: its outcome is stored and it is acknowledged, or it is given back."""
         try:
             task = read_envelope(delivery.data, subjects.read_task(delivery.subject))
-            parse_timestamp(task.deadline)
+            deadline = parse_timestamp(task.deadline)
         except MalformedMessage as error:
             await self._guarded(delivery, self._conclusion.bury_bytes(delivery, error))
             return
-        await self._guarded(delivery, self._handle(delivery, task, past))
+        try:
+            await self._handle(delivery, task, deadline, past)
+        except (GateClosed, Unavailable) as error:
+            self._refused(delivery, error)
 
     async def conclude_stuck(self, run: Run) -> None:
         """Decide for a handler that was stopped and goes on all the same: what it says later is dropped."""
@@ -62,27 +67,33 @@ class Handler:
     async def _guarded(self, delivery: Delivery, work: Awaitable[None]) -> None:
         try:
             await work
-        except GateClosed:  # the task has its outcome; perhaps ours, and the broker's first word was lost
-            await delivery.ack()
-        except Busy as error:
-            self.on_full_log(str(error))
-            await delivery.give_back(_LATER_WHEN_FULL)
-        except Unavailable as error:
-            log.warning("a task is given back: %s", error, extra={"subject": delivery.subject})
-            await delivery.give_back(_LATER)
+        except (GateClosed, Unavailable) as error:
+            self._refused(delivery, error)
 
-    async def _handle(self, delivery: Delivery, task: Envelope, past: Past) -> None:
+    def _refused(self, delivery: Delivery, error: GateClosed | Unavailable) -> None:
+        """The broker did not take what we had to say about a task."""
+        if isinstance(error, GateClosed):  # it has its outcome; perhaps ours, and the first receipt was lost
+            return delivery.ack()
+        if isinstance(error, Busy):
+            self.on_full_log(str(error))
+            return delivery.give_back(_LATER_WHEN_FULL)
+        log.warning("a task is given back: %s", error, extra={"subject": delivery.subject})
+        delivery.give_back(_LATER)
+
+    async def _handle(self, delivery: Delivery, task: Envelope, deadline: float, past: Past) -> None:
         if self._probe:
             await self._probe("received", task)
         if past.ended:
-            return await delivery.ack()
-        if refusal := self._refusal(task, past):
+            return delivery.ack()
+        if refusal := self._refusal(task, deadline, past):
             state, error = refusal
             return await self._conclusion.finish(delivery, task, state, error=error)
         skill = self._agent.skills[task.skill]
         if past.recorded and past.attempt > (task.max_attempts or skill.max_attempts):
             return await self._conclusion.exhaust(delivery, task, attempts=past.attempt - 1, error=past.error)
-        run = Run(self._bus, self._agent.name, skill, delivery, task=task, attempt=past.attempt)
+        run = Run(
+            self._bus, self._agent.name, skill, delivery, task=task, deadline=deadline, attempt=past.attempt
+        )
         if past is not FRESH:
             await run.reporter.working()
             if self._probe:
@@ -94,11 +105,11 @@ class Handler:
             return await self._conclusion.finish(delivery, task, TaskState.REJECTED, error=info, run=run)
         await self._conclude(run, await self._run(run, payload))
 
-    def _refusal(self, task: Envelope, past: Past) -> tuple[TaskState, ErrorInfo] | None:
+    def _refusal(self, task: Envelope, deadline: float, past: Past) -> tuple[TaskState, ErrorInfo] | None:
         """Why a task ends before any work, if it does."""
         if past.canceled:
             return TaskState.CANCELED, CANCELED
-        if parse_timestamp(task.deadline) <= time.time():
+        if deadline <= time.time():
             return TaskState.FAILED, deadline_exceeded(task)
         address = f"{task.agent}.{task.skill}"
         if task.skill not in self._agent.skills:
@@ -115,8 +126,10 @@ class Handler:
     async def _payload(self, run: Run) -> Any:
         if run.skill.accepts is None:
             return None
-        message = run.task.message
-        return run.skill.accepts.read(await self._bus.blobs.whole(message.parts), message)
+        parts = run.task.message.parts
+        if has_references(parts):
+            parts = await self._bus.blobs.whole(parts)
+        return run.skill.accepts.read(parts, run.task.message)
 
     async def _run(self, run: Run, payload: Any) -> tuple[Part, ...] | Exception | None:
         """What the handler answers or raises; None when it was stopped."""
@@ -161,8 +174,10 @@ class Handler:
 async def _stream(run: Run, arguments: dict[str, Any]) -> tuple[Part, ...]:
     writer = run.writer = ChunkWriter(run.reporter, run.skill.returns)
     try:
-        async for value in run.skill.handler(**arguments):
-            await writer.write(value)
+        # Closed here and now, whatever stops it: what the handler holds is free before the task is settled.
+        async with aclosing(run.skill.handler(**arguments)) as values:
+            async for value in values:
+                await writer.write(value)
     except InvalidPayload as error:
         raise WrongResult(str(error)) from error
     await writer.flush(last=True)

@@ -92,13 +92,13 @@ class Reporter:
 
     async def chunks(self, index: int, parts: tuple[Part, ...], *, last: bool) -> None:
         """Chunks of the stream that is this task's answer, the first of which has the number `index`."""
-        artifact = Artifact(artifact_id=self.answer_id, parts=parts)
+        artifact = Artifact(artifact_id=self._run.answer_id, parts=parts)
         await self._tell(ARTIFACT, self.update(artifact, index=index, last=last))
 
     async def delta(self, index: int, part: Part) -> None:
         """The early view of one chunk; one that is too large is left to the stored event."""
         run = self._run
-        data = encode(self.update(Artifact(artifact_id=self.answer_id, parts=(part,)), index=index))
+        data = encode(self.update(Artifact(artifact_id=self._run.answer_id, parts=(part,)), index=index))
         if len(data) <= self._bus.blobs.room:
             subject = subjects.delta(
                 run.task.agent, run.task.sender, run.task.id, instance=run.task.instance, writer=self._agent
@@ -107,10 +107,6 @@ class Reporter:
                 await self._bus.transport.client.send(subject, data)
             except (Unavailable, InvalidPayload):  # only a view: the stored event follows
                 return
-
-    @property
-    def answer_id(self) -> str:
-        return f"{self._run.task.id}-{self._run.attempt}"
 
     def update(self, artifact: Artifact, *, index: int = 0, last: bool = False) -> TaskArtifactUpdateEvent:
         return TaskArtifactUpdateEvent(

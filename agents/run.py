@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 
 import anyio
 
@@ -14,8 +15,8 @@ from xnai.agents.stop import Stop
 from xnai.agents.streaming import ChunkWriter
 from xnai.bus.bus import Bus
 from xnai.bus.pull import Delivery
+from xnai.protocol.a2a import Artifact
 from xnai.protocol.envelope import Envelope
-from xnai.protocol.timestamps import parse_timestamp
 
 _CANCELS_CHILDREN = (None, Stop.CANCELED, Stop.DEADLINE)
 
@@ -24,6 +25,7 @@ class Run:
     """A task, the attempt at it, and the scope that its handler runs in.
 
     Attributes:
+        key: who sent the task, and its id.
         recorded: whether the log names this attempt, so that it counts after a crash.
         stopped: why the handler was asked to stop, if it was.
         chunks: how many chunks a finished stream had; -1 where there is none.
@@ -32,10 +34,19 @@ class Run:
     """
 
     def __init__(
-        self, bus: Bus, agent: str, skill: Skill, delivery: Delivery, *, task: Envelope, attempt: int
+        self,
+        bus: Bus,
+        agent: str,
+        skill: Skill,
+        delivery: Delivery,
+        *,
+        task: Envelope,
+        deadline: float,
+        attempt: int,
     ) -> None:
         self.task, self.skill, self.delivery, self.attempt = task, skill, delivery, attempt
-        self.deadline = parse_timestamp(task.deadline)
+        self.deadline = deadline
+        self.key = task.sender, task.id
         self.began = time.monotonic()
         self.recorded = False
         self.stopped: Stop | None = None
@@ -44,13 +55,27 @@ class Run:
         self.chunks = -1
         self.writer: ChunkWriter | None = None
         self.scope = anyio.CancelScope()
-        self.reporter = Reporter(bus, agent, self)
-        self.children = Children(bus, self)
+        self._bus, self._agent = bus, agent
+
+    @cached_property
+    def reporter(self) -> Reporter:
+        """What writes into the task's log. Most short tasks never need it."""
+        return Reporter(self._bus, self._agent, self)
+
+    @cached_property
+    def children(self) -> Children:
+        """What asks other agents."""
+        return Children(self._bus, self)
 
     @property
-    def key(self) -> tuple[str, str]:
-        """Who sent the task, and its id."""
-        return self.task.sender, self.task.id
+    def answer_id(self) -> str:
+        """The id of the artifact that is this attempt's answer."""
+        return f"{self.task.id}-{self.attempt}"
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """The artifacts beside the answer."""
+        return self.reporter.artifacts if "reporter" in self.__dict__ else []
 
     @property
     def cancels_children(self) -> bool:

@@ -131,13 +131,13 @@ class Worker:
 
     def _take(self, delivery: Delivery) -> None:
         if (known := self._taken.get(delivery.subject)) is not None:
-            self._tasks.start_soon(known.adopt, delivery)
+            known.adopt(delivery)
             return
         self._taken[delivery.subject] = delivery
         if not self._something_taken.is_set():
             self._something_taken.set()
         if self._leaving:
-            self._tasks.start_soon(self._return, delivery)
+            self._return(delivery)
         elif delivery.count == 1 and 0 <= time.time() - delivery.stored_at < _FRESH:
             self._offer(delivery, FRESH)
         else:
@@ -146,7 +146,7 @@ class Worker:
 
     def _offer(self, delivery: Delivery, past: Past) -> None:
         if self._leaving:
-            self._tasks.start_soon(self._return, delivery)
+            self._return(delivery)
         elif self._idle:
             self._idle.pop().set_result((delivery, past))
         else:
@@ -191,10 +191,10 @@ class Worker:
             except (NoResponders, Unavailable) as error:
                 log.warning("tasks are given back: their past cannot be read: %s", error)
                 for delivery in asked:
-                    await self._return(delivery, delay=1.0)
+                    self._return(delivery, delay=1.0)
 
-    async def _return(self, delivery: Delivery, delay: float = 0.0) -> None:
-        await delivery.give_back(delay)
+    def _return(self, delivery: Delivery, delay: float = 0.0) -> None:
+        delivery.give_back(delay)
         self._settled(delivery)
 
     # Watching
@@ -209,10 +209,10 @@ class Worker:
             self._guard.beat()
             await anyio.sleep(_TICK)
             for run in list(self._handler.runs.values()):
-                await self._look_at(run)
-            await self._keep_alive()
+                self._look_at(run)
+            self._keep_alive()
 
-    async def _look_at(self, run: Run) -> None:
+    def _look_at(self, run: Run) -> None:
         now = time.monotonic()
         if run.stopped is None:
             if time.time() >= run.deadline:
@@ -249,12 +249,12 @@ class Worker:
         await self._handler.conclude_stuck(run)
         self._settled(run.delivery)
 
-    async def _keep_alive(self) -> None:
+    def _keep_alive(self) -> None:
         limit = time.monotonic() - self._ack_wait / 3
         for delivery in list(self._taken.values()):
             if delivery.touched < limit:
                 try:
-                    await delivery.touch()
+                    delivery.touch()
                 except Unavailable:  # the link is down: it is delivered again, and looked up
                     return
 
@@ -314,7 +314,7 @@ class Worker:
             await self._puller.stop()
         for lane in self._ready:
             while lane:
-                await self._return(lane.popleft()[0])
+                self._return(lane.popleft()[0])
         if self._taken:
             with anyio.move_on_after(drain):
                 await self._all_settled.wait()

@@ -1,7 +1,8 @@
 """Worker and caller on this project's bus, each to be a process of its own, told what to do by lines.
 
-    python -m benchmarks.ours worker URL [TOKEN]
-    python -m benchmarks.ours caller URL [TOKEN]
+    python -m benchmarks.ours echo|hold URL [TOKEN]    serves that agent
+    python -m benchmarks.ours caller URL [TOKEN]       does what `Caller` can
+    python -m benchmarks.ours listener URL [TOKEN]     counts outcomes
 
 Each says `"ready"` first, answers every line of its input with one line of JSON, and ends with its input.
 """
@@ -16,7 +17,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from benchmarks.echo import agent, held
+from benchmarks.agents import AGENTS, held
 from xnai.agents import serve
 from xnai.bus import Bus, open_bus
 from xnai.bus.client import Frame
@@ -59,7 +60,7 @@ class Caller:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._backlog = 0
+        self._held: list[str] = []
 
     async def _call(self) -> None:
         assert await self._bus.call("echo.upper", "hello", str) == "HELLO"
@@ -120,17 +121,14 @@ class Caller:
         info = await self._bus.api.stream_info(subjects.log_stream("echo"))
         return int(info["state"]["messages"])
 
-    async def hold(self, count: int) -> list[str]:
-        """Send so many tasks that wait; their ids."""
-        return [await self._bus.send("echo.hold", number) for number in range(count)]
+    async def hold(self, tasks: int) -> None:
+        """Send so many tasks that wait to be cancelled."""
+        self._held = [await self._bus.send("hold.hold", number) for number in range(tasks)]
 
-    async def cancel(self, count: int) -> dict[str, float]:
-        """Send so many tasks that wait, and cancel one after another: when each cancel was called."""
-        ids = [await self._bus.send("echo.hold", number) for number in range(count)]
-        say("sent")
-        await anyio.to_thread.run_sync(sys.stdin.readline)
+    async def cancel(self) -> dict[str, float]:
+        """Cancel them one after another: when each cancel was called, by the machine's monotonic clock."""
         began = {}
-        for id in ids:
+        for id in self._held:
             began[id] = time.monotonic()
             await self._bus.cancel(id)
         return began
@@ -159,17 +157,18 @@ class Listener:
 
 
 async def main(role: str, url: str, token: str | None = None) -> None:
-    async with open_bus(url, token=token, name="caller" if role != "worker" else agent.name) as bus:
-        if role == "worker":
-            async with serve(agent, bus):
-                await obey(Held())
-        elif role == "caller":
+    async with open_bus(url, token=token, name=role) as bus:
+        if role == "caller":
             await obey(Caller(bus))
-        else:
-            listener = Listener()
+        elif role == "listener":
             await bus.declare("echo")
+            listener = Listener()
             async with bus.transport.listen(subjects.live_kind("echo", OUTCOME), listener.take):
+                await bus.transport.flush()
                 await obey(listener)
+        else:
+            async with serve(AGENTS[role], bus):
+                await obey(Held())
 
 
 if __name__ == "__main__":

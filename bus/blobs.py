@@ -109,7 +109,7 @@ class Blobs:
             Unavailable: a part is no longer kept, or could not be read.
             MalformedMessage: what is kept is not what was named.
         """
-        if not any(part.url is not None and part.url.startswith(_SCHEME) for part in parts):
+        if not has_references(parts):
             return tuple(parts)
         return tuple([await self._get(part) for part in parts])
 
@@ -139,6 +139,14 @@ class Blobs:
         if hashlib.sha256(content).hexdigest() != sha256:
             raise MalformedMessage(f"A large part is not what its name promises: {sha256[:12]}….")
         return content
+
+
+def has_references(parts: Sequence[Part]) -> bool:
+    """Whether any of `parts` is stored apart."""
+    for part in parts:  # a loop, not a generator: this runs for every message  # noqa: SIM110
+        if part.url is not None and part.url.startswith(_SCHEME):
+            return True
+    return False
 
 
 def _chunks(size: int) -> int:

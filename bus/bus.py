@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar, overload
 
 import anyio
@@ -13,7 +13,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from xnai.bus.background import background_tasks
-from xnai.bus.blobs import Blobs
+from xnai.bus.blobs import Blobs, has_references
 from xnai.bus.chunks import ChunkReader
 from xnai.bus.ending import CANCELED, Owner, deadline_exceeded
 from xnai.bus.finding import Finder, Found, as_task
@@ -26,7 +26,7 @@ from xnai.bus.sending import Order, Sender, Sent, make_order
 from xnai.bus.stories import Storyteller
 from xnai.bus.streams import DAY, Limits, declare_agent, declare_shared
 from xnai.bus.transport import Transport
-from xnai.protocol.a2a import Artifact, Message, Role, Task, TaskState
+from xnai.protocol.a2a import Artifact, Message, Task, TaskState
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.errors import (
     CallTimeout,
@@ -99,7 +99,7 @@ class Bus:
         self.blobs = Blobs(self.api, self.publisher, name)
         self.hearing = Hearing(transport, name, self.instance)
         self.finder = Finder(self.api, name)
-        self.owner = Owner(self.publisher, self.finder, name)
+        self.owner = Owner(self.publisher, self.finder, self.blobs, name)
         self.calls = OpenCalls(transport, self.api, self.hearing)
         self._tasks = tasks
         self._sender = Sender(self)
@@ -234,10 +234,11 @@ class Bus:
             raise as_exception(outcome)
         if not outcome.artifacts:
             raise InvalidResult(f"The task {outcome.id} completed without an answer.")
-        artifact = await self._whole(outcome.artifacts[0])
-        said = Message(message_id=artifact.artifact_id, role=Role.AGENT, parts=artifact.parts)
+        parts = outcome.artifacts[0].parts
+        if has_references(parts):
+            parts = await self.blobs.whole(parts)
         try:
-            return codec_of(returns).read(artifact.parts, said)
+            return codec_of(returns).read(parts)
         except InvalidPayload as error:
             raise InvalidResult(f"The answer of {outcome.id} is of another type. {error}") from error
 
@@ -293,8 +294,9 @@ class Bus:
         Raises:
             UnknownTask: no task of ours has this id.
         """
-        async for event in self._stories.tell(await self.found(id), after=after):
-            yield event
+        async with aclosing(self._stories.tell(await self.found(id), after=after)) as events:
+            async for event in events:
+                yield event
 
     async def stream(
         self,
@@ -314,8 +316,9 @@ class Bus:
             TaskFailed and the others: as for `call`.
         """
         order = make_order(to, payload, lane=lane, ttl=timeout, id=id, context=context)
-        async for chunk in self.run_stream(order, returns):
-            yield chunk
+        async with aclosing(self.run_stream(order, returns)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def run_stream(
         self, order: Order, returns: type[T], *, abandon: Callable[[], bool] = _always
@@ -330,11 +333,13 @@ class Bus:
             sent = await self._sender.send(task, look_first=order.given, timeout=_patience(task))
             if sent.instance != self.instance:
                 await stack.enter_async_context(self.hearing.listen_elsewhere(task.id))
+            if sent.found:
                 reader.read_again()
             while reader.outcome is None:
                 await self._hear_more(reader, sent)
-                async for value in reader.chunks():
-                    yield value
+                async with aclosing(reader.chunks()) as chunks:
+                    async for value in chunks:
+                        yield value
         if reader.outcome.status.state is not TaskState.COMPLETED:
             raise as_exception(reader.outcome)
         if not reader.streamed:  # the skill returns one value: that is the only chunk

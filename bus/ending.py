@@ -6,8 +6,10 @@ import time
 
 import anyio
 
-from xnai.bus.finding import Finder
+from xnai.bus.blobs import Blobs
+from xnai.bus.finding import Finder, read_outcome
 from xnai.bus.publisher import Publisher
+from xnai.bus.streams import KEPT_AFTER_THE_END
 from xnai.protocol import subjects
 from xnai.protocol.a2a import Message, Part, Role, Task, TaskState
 from xnai.protocol.envelope import Envelope, encode
@@ -35,8 +37,8 @@ def event_about(task: Envelope, writer: str, kind: str) -> EventSubject:
 class Owner:
     """Writes as `name`, the sender of the tasks (or as `system`, the keeper)."""
 
-    def __init__(self, publisher: Publisher, finder: Finder, name: str) -> None:
-        self._publisher, self._finder, self._name = publisher, finder, name
+    def __init__(self, publisher: Publisher, finder: Finder, blobs: Blobs, name: str) -> None:
+        self._publisher, self._finder, self._blobs, self._name = publisher, finder, blobs, name
 
     async def cancel(self, task: Envelope, reason: str) -> None:
         """Ask the worker to stop.
@@ -69,16 +71,18 @@ class Owner:
             Unavailable: the broker confirmed nothing.
         """
         facts = Facts(sender=task.sender, lane=task.lane, skill=task.skill)
-        own = outcome(task, state, at=format_timestamp(time.time()), facts=facts, error=error)
+        now = time.time()
+        own = outcome(task, state, at=format_timestamp(now), facts=facts, error=error)
+        data = await self._blobs.fit(own, reader=task.sender, until=now + KEPT_AFTER_THE_END)
         try:
             await self._publisher.store(
                 subjects.event(event_about(task, self._name, OUTCOME)),
-                encode(own),
+                data,
                 unless=subjects.gate(task.agent, task.sender, task.id),
             )
         except GateClosed:
             return await self.stored_outcome(task)
-        return own
+        return read_outcome(data)
 
     async def stored_outcome(self, task: Envelope) -> Task:
         """The outcome that the gate says is there: in a cluster it may take a moment to be seen."""

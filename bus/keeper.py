@@ -62,7 +62,7 @@ class Keeper:
 
     def __init__(self, bus: Bus, kept: float) -> None:
         self._bus, self._kept = bus, kept
-        self._owner = Owner(bus.publisher, bus.finder, SYSTEM)
+        self._owner = Owner(bus.publisher, bus.finder, bus.blobs, SYSTEM)
         self._read: dict[str, int] = defaultdict(int)
         self._deadlines: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
 

@@ -17,6 +17,7 @@ from xnai.protocol.errors import Busy, GateClosed, InvalidPayload, Unavailable, 
 PUBLISH_TIMEOUT = 15.0
 _RESEND_AFTER = 3.0
 _SWEEP_INTERVAL = 0.5
+_LARGE = 64 * 1024  # bytes: messages of this size wait until those before them have left
 
 # Error codes of nats-server (its errors.json).
 _WRONG_LAST_SEQUENCE = 10071
@@ -75,7 +76,7 @@ class Publisher:
             while True:
                 await self._wake.wait()
                 await anyio.sleep(_SWEEP_INTERVAL)
-                await self._sweep(time.monotonic())
+                self._sweep(time.monotonic())
                 if not self._pending:
                     self._wake = anyio.Event()
 
@@ -109,16 +110,17 @@ class Publisher:
             self._wake.set()
         try:
             if self._transport.connected:
-                await self._send(token, pending)
+                self._send(token, pending)
+                if len(data) > _LARGE:
+                    await self._transport.client.drain_pending()
             return await pending.stored
         finally:
             self._pending.pop(token, None)
 
-    async def _send(self, token: str, pending: _Pending) -> None:
+    def _send(self, token: str, pending: _Pending) -> None:
+        reply = f"{self._inbox}.{token}"
         try:
-            await self._transport.client.send(
-                pending.subject, pending.data, reply=f"{self._inbox}.{token}", head=pending.head
-            )
+            self._transport.client.post(pending.subject, pending.data, reply=reply, head=pending.head)
         except Unavailable:  # the link went down just now: sent again when it is back
             pending.sent = 0.0
         except InvalidPayload as error:
@@ -139,7 +141,7 @@ class Publisher:
         else:
             pending.stored.set_exception(_refusal(receipt.error, pending.subject))
 
-    async def _sweep(self, now: float) -> None:
+    def _sweep(self, now: float) -> None:
         """One look at all that waits costs less than a timer for each."""
         for token, pending in list(self._pending.items()):
             if pending.stored.done():
@@ -150,13 +152,13 @@ class Publisher:
                 )
             elif now - pending.sent > _RESEND_AFTER and self._transport.connected:
                 pending.sent = now
-                await self._send(token, pending)
+                self._send(token, pending)
 
     async def _repeat_after_reconnects(self) -> None:
         async for _ in self._transport.reconnections():
             for pending in self._pending.values():
                 pending.sent = 0.0
-            await self._sweep(time.monotonic())
+            self._sweep(time.monotonic())
 
 
 def _refusal(fault: _Fault, subject: str) -> XnaiError:

@@ -7,6 +7,7 @@ together never exceed the slots by more than one per lane but one: those surplus
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -55,30 +56,30 @@ class Delivery:
         """When the task was stored, in seconds since the epoch, by the broker's clock."""
         return int(self._tokens[7]) / NANOSECONDS
 
-    async def ack(self) -> None:
+    def ack(self) -> None:
         """The task has its outcome: take it out of the queue."""
-        await self._settle(b"+ACK")
+        self._settle(b"+ACK")
 
-    async def give_back(self, delay: float = 0.0) -> None:
+    def give_back(self, delay: float = 0.0) -> None:
         """Somebody may have it again, `delay` seconds from now at the earliest."""
-        await self._settle(b"-NAK " + _encode({"delay": int(delay * NANOSECONDS)}) if delay > 0 else b"-NAK")
+        self._settle(b"-NAK " + _encode({"delay": int(delay * NANOSECONDS)}) if delay > 0 else b"-NAK")
 
-    async def touch(self) -> None:
+    def touch(self) -> None:
         """Still working on it: the ack wait begins anew, at `touched` by the monotonic clock."""
         self.touched = time.monotonic()
-        await self._puller.client.send(self.reply, b"+WPI")
+        self._puller.client.post(self.reply, b"+WPI")
 
-    async def adopt(self, later: Delivery) -> None:
+    def adopt(self, later: Delivery) -> None:
         """The broker has delivered this task again while it is in our hands: settle both as one."""
         self.reply = later.reply
-        await self._puller.settled()
+        self._puller.settled()
 
-    async def _settle(self, verdict: bytes) -> None:
+    def _settle(self, verdict: bytes) -> None:
         try:
-            await self._puller.client.send(self.reply, verdict)
+            self._puller.client.post(self.reply, verdict)
         except Unavailable:  # it comes again after the ack wait, and is looked up then
             log.warning("a task could not be settled", extra={"subject": self.subject})
-        await self._puller.settled()
+        self._puller.settled()
 
 
 class Lane:
@@ -137,6 +138,7 @@ class Puller:
         self._stopped = False
         self._subscriptions: list[object] = []
         self._paused = False
+        self._asks = False
 
     @asynccontextmanager
     async def pulling(self, receive: Callable[[Delivery], None]) -> AsyncIterator[None]:
@@ -146,7 +148,7 @@ class Puller:
             self._subscriptions.append(await self.client.listen(f"{lane.inbox}.*", receiver))
         try:
             async with background_tasks() as tasks:
-                await self._top_up()
+                self._top_up()
                 tasks.start_soon(self._watch)
                 tasks.start_soon(self._begin_anew_after_reconnects)
                 yield
@@ -202,34 +204,42 @@ class Puller:
             lane.forget()  # shutdown, or another leader: what was open is never served
         self._look.set()
 
-    async def settled(self) -> None:
-        """A slot is free again."""
+    def settled(self) -> None:
+        """A slot is free again. Those that become free in one turn of the loop are asked for together."""
         self.taken -= 1
+        if not self._asks:
+            self._asks = True
+            asyncio.get_running_loop().call_soon(self._ask)
+
+    def _ask(self) -> None:
+        self._asks = False
         try:
-            await self._top_up()
+            self._top_up()
         except Unavailable:  # the link is down: all pulls begin anew when it is back
             return
 
-    async def _top_up(self) -> None:
+    def _top_up(self) -> None:
         if self._stopped or self._paused or not self._transport.connected:
             return
-        room = self._most - self.taken - sum(lane.open for lane in self._lanes)
+        room = self._most - self.taken
         for lane in self._lanes:
-            if room > 0 and not lane.open and not lane.broken:
+            room -= lane.open
+        for lane in self._lanes:
+            if not lane.open and room > 0 and not lane.broken:
                 room -= 1
-                await self._pull(lane, 1, _STANDING, heartbeat=_HEARTBEAT)
+                self._pull(lane, 1, _STANDING, heartbeat=_HEARTBEAT)
         busiest = self._busiest
         if busiest is None or busiest.broken or time.monotonic() > self._busy_until:
             return
         if 2 * room >= self._slots > 1:
-            await self._pull(busiest, room, _BURST)
+            self._pull(busiest, room, _BURST)
 
-    async def _pull(self, lane: Lane, batch: int, expires: float, *, heartbeat: float = 0.0) -> None:
+    def _pull(self, lane: Lane, batch: int, expires: float, *, heartbeat: float = 0.0) -> None:
         lane.open += batch
         body = {"batch": batch, "expires": int(expires * NANOSECONDS)}
         if heartbeat:
             body["idle_heartbeat"] = int(heartbeat * NANOSECONDS)
-        await self.client.send(lane.request, _encode(body), reply=lane.reply)
+        self.client.post(lane.request, _encode(body), reply=lane.reply)
 
     async def _watch(self) -> None:
         """Pull again where a pull ended, and heal what is lost, until cancelled."""
@@ -242,7 +252,7 @@ class Puller:
                 if (lane.broken or silent) and self._transport.connected and not self._stopped:
                     await self._mend(lane)
             try:
-                await self._top_up()
+                self._top_up()
             except Unavailable:  # the link went down meanwhile: all begins anew when it is back
                 continue
 

@@ -83,11 +83,15 @@ def make_order(
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """What became of an order: the task that now exists, which bus sent it, and its outcome if it has one."""
+    """What became of an order: the task that now exists, which bus sent it, and its outcome if it has one.
+
+    `found` says that it existed before: some of its events may have been heard by nobody here.
+    """
 
     task: Envelope
     instance: str
     outcome: Task | None = None
+    found: bool = False
 
 
 class Sender:
@@ -123,8 +127,10 @@ class Sender:
         """
         if look_first and (found := await self._bus.finder.find(task.id)):
             return await self._same(task, found)
-        until = parse_timestamp(task.deadline) + KEPT_AFTER_THE_END
-        data = await self._bus.blobs.fit(task, reader=task.agent, until=until)
+        data = encode(task)
+        if len(data) > self._bus.blobs.room:
+            until = parse_timestamp(task.deadline) + KEPT_AFTER_THE_END
+            data = await self._bus.blobs.fit(task, reader=task.agent, until=until)
         receipt = await self._store(task, data, timeout)
         if receipt.duplicate and look_first:
             found = await self._bus.finder.find(task.id)
@@ -169,7 +175,7 @@ class Sender:
         if different:
             raise IdConflict(f"The id {task.id} belongs to a task with another {' and '.join(different)}.")
         stored = found.queued[0] if found.queued else msgspec.structs.replace(task, instance=found.instance)
-        return Sent(stored, found.instance, found.outcome)
+        return Sent(stored, found.instance, found.outcome, found=True)
 
     async def _content(self, message: Message | None) -> bytes:
         return encode(await self._bus.blobs.whole(message.parts)) if message else b""

@@ -104,9 +104,9 @@ class Message(A2AObject, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.parts:
             raise ValueError("a Message has at least one part")
-        if not self.extensions:
+        if not self.extensions and self.extensions != ():
             force_setattr(self, "extensions", ())
-        if not self.reference_task_ids:
+        if not self.reference_task_ids and self.reference_task_ids != ():
             force_setattr(self, "reference_task_ids", ())
 
 
@@ -138,7 +138,7 @@ class Artifact(A2AObject, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.parts:
             raise ValueError("an Artifact has at least one part")
-        if not self.extensions:
+        if not self.extensions and self.extensions != ():
             force_setattr(self, "extensions", ())
 
 
@@ -153,9 +153,9 @@ class Task(A2AObject, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if not self.artifacts:
+        if not self.artifacts and self.artifacts != ():
             force_setattr(self, "artifacts", ())
-        if not self.history:
+        if not self.history and self.history != ():
             force_setattr(self, "history", ())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from functools import lru_cache
 
 from xnai.protocol.errors import InvalidName
 
@@ -51,6 +52,7 @@ def check_lane(lane: str) -> str:
     return lane
 
 
+@lru_cache(maxsize=1024)
 def parse_address(to: object) -> tuple[str, str]:
     """The agent and the skill in "agent.skill".
 

@@ -16,8 +16,9 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from xnai.protocol.a2a import NO_DATA, Message, Part
+from xnai.protocol.a2a import NO_DATA, Message, Part, Role
 from xnai.protocol.errors import InvalidPayload
+from xnai.protocol.names import new_id
 
 T = TypeVar("T")
 JSON = "application/json"
@@ -88,13 +89,14 @@ class Codec(Generic[T]):
             raise InvalidPayload(f"{type!r} is no type of a payload: {error}.") from error
 
     def read(self, parts: tuple[Part, ...], message: Message | None = None) -> T:
-        """The value in the first of `parts`; a type of Message gets the whole `message`.
+        """The value in the first of `parts`; a type of Message gets all of them, or the `message` itself.
 
         Raises:
             InvalidPayload: it is not of this type.
         """
-        if self.type is Message and message is not None:
-            return cast(T, message)
+        if self.type is Message:
+            whole = message or Message(message_id=new_id(), role=Role.AGENT, parts=parts)
+            return cast(T, whole)
         part = parts[0]
         if self.type is Part:
             return cast(T, part)
@@ -137,6 +139,8 @@ def codec_of(type: type[T]) -> Codec[T]:
     Raises:
         InvalidPayload: values of this type cannot be sent.
     """
+    if type is object:
+        return cast(Codec[T], _codec_of_hashable(Any))
     try:
         return _codec_of_hashable(cast(Hashable, type))
     except TypeError:  # an annotation with an unhashable argument

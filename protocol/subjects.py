@@ -17,7 +17,6 @@ DEAD_SUBJECTS = "xnai.v1.dead.>"
 BLOB_STREAM = "XNAI_BLOB"
 BLOB_SUBJECTS = "xnai.v1.blob.>"
 TASK_STREAM_PREFIX = "XNAI_TASK_"
-_WILD = frozenset("*>")  # in a subject that was published they are letters; in a gate they would open it wide
 
 
 class TaskSubject(NamedTuple):
@@ -133,25 +132,25 @@ def agent_of_stream(stream: str) -> str:
 
 
 def read_task(subject: str) -> TaskSubject:
-    """The tokens of a task's subject.
+    """The tokens of a task's subject. Wildcards are letters in it, and would open a gate made from them wide.
 
     Raises:
         MalformedMessage: it is none.
     """
     tokens = subject.split(".")
-    if len(tokens) != 8 or tokens[2] != "task" or _WILD & set(subject):
+    if len(tokens) != 8 or tokens[2] != "task" or "*" in subject or ">" in subject:
         raise MalformedMessage(f"{subject!r} is not the subject of a task.")
     return TaskSubject(*tokens[3:])
 
 
 def read_event(subject: str) -> EventSubject:
-    """The tokens of an event's subject, stored or live.
+    """The tokens of an event's subject, stored or live; without wildcards, as `read_task`.
 
     Raises:
         MalformedMessage: it is none.
     """
     tokens = subject.split(".")
-    if len(tokens) != 9 or tokens[2] not in ("log", "live") or _WILD & set(subject):
+    if len(tokens) != 9 or tokens[2] not in ("log", "live") or "*" in subject or ">" in subject:
         raise MalformedMessage(f"{subject!r} is not the subject of an event.")
     return EventSubject(*tokens[3:])
 

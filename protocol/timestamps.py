@@ -23,6 +23,7 @@ def format_timestamp(seconds: float) -> str:
     return f"{_whole_second(whole)}.{milliseconds:03}Z"
 
 
+@lru_cache(maxsize=1024)
 def parse_timestamp(text: str) -> float:
     """Seconds since the epoch. Text without a time zone is UTC.
 

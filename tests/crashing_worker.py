@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import anyio
 import anyio.to_thread
@@ -20,8 +21,8 @@ from xnai.protocol import Envelope
 AGENT = "phoenix"
 WORKER = "crashing_worker.py"
 RECEIVED, WORKING, PUBLISHED = "received", "working", "outcome published"
-IN_THE_HANDLER, BETWEEN_CHUNKS, WENT_ON, STOPPED = "in the handler", "between chunks", "went on", "stopped"
-CHUNKS_BEFORE = 3
+IN_THE_HANDLER, MIDWAY, STOPPED = "in the handler", "midway", "stopped"
+BEFORE_MIDWAY = 3
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,16 @@ class Stops:
     def __init__(self, by: str, options: Options) -> None:
         self._by, self._options, self._point = by, options, options.point
 
+    @contextmanager
+    def begin(self, ctx: Context) -> Iterator[None]:
+        """A handler says that it begins, and whether it was stopped."""
+        say(Started(id=ctx.task.id, by=self._by, attempt=ctx.attempt))
+        try:
+            yield
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            say(At(id=ctx.task.id, by=self._by, point=STOPPED))
+            raise
+
     async def probe(self, point: str, task: Envelope) -> None:
         say(At(id=task.id, by=self._by, point=point))
         if point != self._point:
@@ -55,7 +66,6 @@ class Stops:
             sys.stdin.readline()
         else:
             await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
-        say(At(id=task.id, by=self._by, point=WENT_ON))
 
 
 def phoenix(by: str, stops: Stops) -> Agent:
@@ -65,41 +75,35 @@ def phoenix(by: str, stops: Stops) -> Agent:
     @agent.skill
     async def work(n: int, ctx: Context) -> str:
         """Answers what tells the attempts apart."""
-        say(Started(id=ctx.task.id, by=by, attempt=ctx.attempt))
-        try:
+        with stops.begin(ctx):
             await stops.probe(IN_THE_HANDLER, ctx.task)
-        except anyio.get_cancelled_exc_class():
-            say(At(id=ctx.task.id, by=by, point=STOPPED))
-            raise
         return f"{n} by {by} in attempt {ctx.attempt}"
 
     @agent.skill
     async def report(n: int, ctx: Context) -> str:
         """Says `n` times where it stands."""
-        say(Started(id=ctx.task.id, by=by, attempt=ctx.attempt))
-        for number in range(n):
-            await ctx.progress(f"{number} of {n}")
+        with stops.begin(ctx):
+            for number in range(n):
+                if number == BEFORE_MIDWAY:
+                    await stops.probe(MIDWAY, ctx.task)
+                await ctx.progress(f"{number} of {n}")
         return f"{n} by {by} in attempt {ctx.attempt}"
 
     @agent.skill
     async def count(n: int, ctx: Context) -> AsyncIterator[int]:
         """Yields the numbers below `n`, the same in each attempt, and reports between them."""
-        say(Started(id=ctx.task.id, by=by, attempt=ctx.attempt))
-        try:
+        with stops.begin(ctx):
             for number in range(n):
-                if number == CHUNKS_BEFORE:
-                    await stops.probe(BETWEEN_CHUNKS, ctx.task)
+                if number == BEFORE_MIDWAY:
+                    await stops.probe(MIDWAY, ctx.task)
                 yield number
                 await ctx.progress(f"{number} of {n}")
-        except anyio.get_cancelled_exc_class():
-            say(At(id=ctx.task.id, by=by, point=STOPPED))
-            raise
 
     @agent.skill(max_attempts=2)
     async def kill(n: int, ctx: Context) -> None:
         """Ends its own process."""
-        say(Started(id=ctx.task.id, by=by, attempt=ctx.attempt))
-        os.kill(os.getpid(), signal.SIGKILL)
+        with stops.begin(ctx):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     return agent
 

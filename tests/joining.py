@@ -51,36 +51,47 @@ async def worker(
 class Link:
     """A way to the broker that can be cut, so that one side alone loses it."""
 
-    def __init__(self, server: Server, listener: anyio.abc.SocketListener) -> None:
-        self._server, self._listener = server, listener
-        self._up = True
-        self._scopes: list[anyio.CancelScope] = []
-        self.url = f"nats://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._up = anyio.Event()
+        self._up.set()
+        self._scope = anyio.CancelScope()
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
 
     def cut(self) -> None:
         """Break what is connected, and let nobody in."""
-        self._up = False
-        for scope in self._scopes:
-            scope.cancel()
+        self._up = anyio.Event()
+        self._scope.cancel()
 
     def mend(self) -> None:
-        self._up = True
+        self._up.set()
 
-    async def run(self) -> None:
-        await self._listener.serve(self._connected)
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        started = False
+        while True:
+            await self._up.wait()
+            async with await anyio.create_tcp_listener(
+                local_host="127.0.0.1", local_port=self.port
+            ) as listener:
+                self.port = listener.extra(anyio.abc.SocketAttribute.local_port)
+                with anyio.CancelScope() as self._scope:
+                    if not started:
+                        task_status.started()
+                    started = True
+                    await listener.serve(self._connected)
 
     async def _connected(self, client: anyio.abc.SocketStream) -> None:
-        with anyio.CancelScope() as scope:
-            self._scopes.append(scope)
-            async with client:
-                if not self._up:
-                    return
-                async with (
-                    await anyio.connect_tcp("127.0.0.1", self._server.port) as broker,
-                    anyio.create_task_group() as tasks,
-                ):
-                    tasks.start_soon(_pump, client, broker, tasks.cancel_scope)
-                    await _pump(broker, client, tasks.cancel_scope)
+        async with (
+            client,
+            await anyio.connect_tcp("127.0.0.1", self._server.port) as broker,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(_pump, client, broker, tasks.cancel_scope)
+            await _pump(broker, client, tasks.cancel_scope)
 
 
 async def _pump(
@@ -96,10 +107,9 @@ async def _pump(
 @asynccontextmanager
 async def open_link(server: Server) -> AsyncIterator[Link]:
     """A link to `server`, up."""
-    multi = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
-    link = Link(server, multi.listeners[0])  # type: ignore[arg-type]  # a TCP listener holds socket listeners
-    async with multi, background_tasks() as tasks:
-        tasks.start_soon(link.run)
+    link = Link(server)
+    async with background_tasks() as tasks:
+        await tasks.start(link.run)
         yield link
 
 

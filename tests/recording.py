@@ -145,9 +145,15 @@ class Program:
 
     def __init__(self, by: str, process: Process) -> None:
         self.by, self.process = by, process
+        self.heard_out = anyio.Event()
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Its exit status, once it has ended and all that it said is written down."""
+        await self.heard_out.wait()
+        return await self.process.wait()
 
     async def tell(self) -> None:
         """Let it go on from where it waits to be told."""
@@ -185,9 +191,11 @@ class Recording:
                     return
             await self._news.wait()
 
-    async def until_at(self, by: str, point: str) -> None:
-        """Return once the process `by` stands at `point`."""
-        await self.until(lambda record: isinstance(record, At) and (record.by, record.point) == (by, point))
+    async def until_at(self, by: str, point: str, *, times: int = 1) -> None:
+        """Return once the process `by` has come to `point`."""
+        await self.until(
+            lambda record: isinstance(record, At) and (record.by, record.point) == (by, point), times=times
+        )
 
     async def until_followed(self, by: str) -> None:
         """Return once `by` has heard a whole story."""
@@ -211,8 +219,8 @@ class Recording:
         """Return once `by` was told how so many tasks ended."""
         await self.until(lambda record: isinstance(record, Returned) and record.by == by, times=times)
 
-    async def start(self, program: str, by: str, options: object) -> Program:
-        """Run a program of this folder until it is ready, and write down what it prints.
+    async def start(self, program: str, by: str, options: object, *, until: str = READY) -> Program:
+        """Run a program of this folder until it says that it is at a point, and write down what it prints.
 
         It ends with the run at the latest.
         """
@@ -223,11 +231,13 @@ class Recording:
             stdout=PIPE,
             stderr=None,
         )
-        await self.tasks.start(self._listen, process)
-        await self.until_at(by, READY)
-        return Program(by, process)
+        program = Program(by, process)
+        await self.tasks.start(self._listen, program)
+        await self.until_at(by, until)
+        return program
 
-    async def _listen(self, process: Process, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async def _listen(self, program: Program, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        process = program.process
         assert process.stdout is not None
         async with process:
             try:
@@ -238,24 +248,25 @@ class Recording:
             except (anyio.EndOfStream, anyio.IncompleteRead):  # it has ended, perhaps within a line
                 return
             finally:
+                program.heard_out.set()
                 if process.returncode is None:
                     process.kill()
 
     async def kill(self, program: Program) -> None:
-        """End a process with SIGKILL; on return it is gone, and all that it said is written down."""
+        """End a process with SIGKILL."""
         program.signal(signal.SIGKILL)
-        await program.process.wait()
+        await program.ended()
         self.write(Killed(id="", by=program.by))
 
     async def until_died(self, program: Program) -> None:
         """Return once a process has killed itself."""
-        assert await program.process.wait() == -signal.SIGKILL
+        assert await program.ended() == -signal.SIGKILL
         self.write(Killed(id="", by=program.by))
 
     async def end(self, program: Program) -> None:
         """End a process with SIGTERM: on return it has left in order."""
         program.signal(signal.SIGTERM)
-        assert await program.process.wait() == 0
+        assert await program.ended() == 0
 
     async def send(self, to: str, payload: object, *, id: str) -> None:
         await self.bus.send(to, payload, id=id, ttl=TIMEOUT)

@@ -2,22 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NoReturn
+from typing import NoReturn
 
-import msgspec
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from xnai.agents.inference.errors import TemplateFailed
+from xnai.agents.inference.requests import ChatMessage
 
 _BREAK = "\ufdd0"  # a code point that Unicode keeps out of all text
-
-
-class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
 
 
 class ChatTemplate:

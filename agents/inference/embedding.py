@@ -15,6 +15,8 @@ from xnai.protocol.errors import InvalidPayload
 
 _LONGEST = 256  # word pieces: all-MiniLM-L6-v2 was trained on no more
 _TEXTS, _TOKENS = 8, 512  # in one decode: every token is compared with all others of it, so more is slower
+_TOKENIZED_AT_ONCE = 64  # texts: between two such calls the cancel flag is looked at
+_CANCELLED = "the embedding was cancelled"
 
 
 class EmbeddingModel:
@@ -36,17 +38,19 @@ class EmbeddingModel:
         InvalidPayload for a text that is no valid Unicode.
         """
         cancel = cancel or CancelFlag()
-        pieces = self._pieces(texts)
+        pieces = [piece for some in _parts(texts) for piece in self._pieces(some, cancel)]
         vectors = np.empty((len(texts), self.dimensions), np.float32)
         for group in _groups(pieces):
             found = self._llama.embed([pieces[index] for index in group], cancel)
             if found is None:
-                raise Cancelled("the embedding was cancelled")
+                raise Cancelled(_CANCELLED)
             vectors[group] = found
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+    def _pieces(self, texts: Sequence[str], cancel: CancelFlag) -> list[list[int]]:
+        if cancel.is_set():
+            raise Cancelled(_CANCELLED)
         try:
             return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         except (UnicodeEncodeError, TypeError) as error:
@@ -76,6 +80,10 @@ def _open_tokenizer(path: Path, *, longest: int) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.enable_truncation(longest)
     return tokenizer
+
+
+def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (texts[at : at + _TOKENIZED_AT_ONCE] for at in range(0, len(texts), _TOKENIZED_AT_ONCE))
 
 
 def _groups(pieces: Sequence[Sequence[int]]) -> Iterator[list[int]]:

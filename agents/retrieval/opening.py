@@ -107,8 +107,8 @@ def _read_folder(folder: Path) -> QdrantClient:
             return QdrantClient(path=str(folder), force_disable_check_same_thread=True)
     except StoreError:
         raise
-    # It unpickles what the folder holds, and of damaged bytes that may raise anything.
     except Exception as error:
+        # Qdrant unpickles what the folder holds, and of damaged bytes that may raise anything.
         raise StoreDamaged(_damaged(str(folder), error)) from error
 
 

@@ -121,6 +121,10 @@ class Store:
         stored = self._whole("document_digest", digests)
         return {record.document_digest: source for source, record in sorted(stored.items(), reverse=True)}
 
+    def sources(self, under: str) -> set[str]:
+        """The sources with this name or below it of which anything is stored, whole or not."""
+        return {record.source for record in self._records("under", [under])}
+
     def search(self, vector: Sequence[float], limit: int = 5, *, under: str | None = None) -> list[Hit]:
         """The passages nearest to a vector, best first. Passages that say the same are one hit.
 

@@ -1,4 +1,4 @@
-"""The agent that is measured: one short typed skill, and one that waits to be cancelled."""
+"""The agents that are measured: one answers at once, one waits to be cancelled."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import anyio
 
 from xnai.agents import Agent, Context
 
-agent = Agent("echo", concurrency=64)
+echo = Agent("echo")
+hold = Agent("hold", concurrency=128)
+AGENTS = {agent.name: agent for agent in (echo, hold)}
+
 held: dict[str, float] = {}
 """When the handlers of `hold` ended, by task id, on the machine's monotonic clock; 0 while they run."""
 
 
-@agent.skill
+@echo.skill
 async def upper(text: str, ctx: Context) -> str:
     """The text in capitals."""
     return text.upper()
 
 
-@agent.skill
-async def hold(number: int, ctx: Context) -> None:
+@hold.skill(name="hold")
+async def wait(number: int, ctx: Context) -> None:
     """Wait to be cancelled."""
     held[ctx.task.id] = 0.0
     try:

@@ -1,0 +1,83 @@
+"""Agent processes: what one holds, how fast it starts, what it does while nothing is asked."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from benchmarks.harness import Figure, Program, Size, driven, figure, in_turns
+from benchmarks.stages import FLOOR, OURS, floor_server, fresh_server
+from xnai.bus import Server
+
+MOST_MEMORY = 45.0  # MB
+MOST_CPU = 2.0  # per cent of one core, all agents together
+_SETTLED = 1.0  # seconds after which a start is over
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+async def idle_memory_mb(size: Size) -> Figure:
+    """Resident memory of a process that serves one agent and does nothing. Less is better. The floor: 45."""
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(fresh_server())
+        agents = [await stack.enter_async_context(_agent(server)) for _ in range(size.pairs)]
+        await anyio.sleep(_SETTLED)
+        pairs = [(_resident(agent.pid), MOST_MEMORY) for agent in agents]
+    return figure("idle_memory_mb", pairs, unit="MB", bar=1.0, less_is_better=True)
+
+
+async def start(size: Size) -> Figure:
+    """From exec to consuming. Less is better. The floor: a raw nats-py program that makes a consumer and pulls."""
+    async with fresh_server() as server, floor_server() as url:
+
+        async def ours() -> float:
+            began = time.perf_counter()
+            async with _agent(server):
+                return (time.perf_counter() - began) * 1e3
+
+        async def raw() -> float:
+            began = time.perf_counter()
+            async with driven(FLOOR, "start", url):
+                return (time.perf_counter() - began) * 1e3
+
+        await ours()
+        await raw()
+        pairs = await in_turns(ours, raw, 2 * size.pairs)
+    return figure("start", pairs, unit="ms", bar=0.5, less_is_better=True)
+
+
+async def idle_cpu(size: Size) -> Figure:
+    """What 20 agent processes take of one core while nothing is asked. Less is better. The floor: 2 %."""
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(fresh_server())
+        agents = [await stack.enter_async_context(_agent(server)) for _ in range(size.agents)]
+        await anyio.sleep(_SETTLED)
+        pairs = []
+        for _ in range(10):
+            began, before = time.perf_counter(), sum(_cpu(agent.pid) for agent in agents)
+            await anyio.sleep(size.window)
+            used = sum(_cpu(agent.pid) for agent in agents) - before
+            pairs.append((100 * used / (time.perf_counter() - began), MOST_CPU))
+    return figure("idle_cpu", pairs, unit="% of a core", bar=1.0, less_is_better=True)
+
+
+@asynccontextmanager
+async def _agent(server: Server) -> AsyncIterator[Program]:
+    """A process that serves one agent; on entry it consumes."""
+    async with driven(OURS, "echo", server.url, server.token) as agent:
+        yield agent
+
+
+def _resident(pid: int) -> float:
+    """Megabytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / 1e6
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of CPU so far, user and system, to the nanosecond: /proc/PID/stat counts in hundredths."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

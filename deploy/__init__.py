@@ -1,0 +1,3 @@
+"""Bringing it up: settings, the command line, and the processes of a stack."""
+
+__all__: list[str] = []

@@ -1,0 +1,109 @@
+"""`xnai run`: one agent, served by this process."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xnai.deploy.arguments import duration
+from xnai.deploy.output import say, show
+from xnai.deploy.statuses import Status
+
+if TYPE_CHECKING:
+    from xnai.agents import Agent
+    from xnai.bus import Bus
+    from xnai.deploy.assignment import Assignment
+
+LOG_LEVEL = logging.INFO
+_WAIT = 60.0
+_EXAMPLES = """\
+examples:
+  xnai run examples/maths.py
+  xnai run package.module:agent
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run one agent in this process",
+        description=(
+            "Run one agent until SIGTERM or Ctrl-C, then finish what it works on; a second signal ends it "
+            "at once. Prints `ready NAME` once it takes tasks."
+        ),
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument(
+        "target", metavar="TARGET", help="a Python file or a module, with :NAME if it has several agents"
+    )
+    parser.add_argument(
+        "--wait",
+        type=duration,
+        default=_WAIT,
+        metavar="TIME",
+        help="how long to wait for a bus; default: 60 s",
+    )
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    import anyio
+
+    from xnai.agents import serve
+    from xnai.bus.background import background_tasks
+    from xnai.deploy.signals import STOPPING, first_of
+
+    agent, assignment = _prepare(arguments)
+    leave = anyio.Event()
+    async with AsyncExitStack() as stack:
+        starting = stack.enter_context(anyio.CancelScope())
+        signals = stack.enter_context(anyio.open_signal_receiver(*STOPPING))
+        tasks = await stack.enter_async_context(background_tasks())
+
+        async def listen() -> None:
+            await first_of(signals)
+            leave.set()
+            if not consuming:
+                starting.cancel()
+
+        consuming = False
+        tasks.start_soon(listen)
+        bus = await _join(stack, agent.name, assignment, arguments.wait)
+        await stack.enter_async_context(serve(agent, bus, limits=assignment.limits))
+        consuming = True
+        show({"ready": agent.name} if arguments.json else f"ready {agent.name}", as_json=arguments.json)
+        await leave.wait()
+    return Status.DONE
+
+
+def _prepare(arguments: argparse.Namespace) -> tuple[Agent, Assignment]:
+    """Load the agent, and tell it what the settings say."""
+    from xnai.deploy.assignment import look_up, receive
+    from xnai.deploy.loading import configure, load
+    from xnai.protocol.errors import InvalidSettings
+
+    assignment = receive(arguments.parent) if arguments.parent else None
+    agent, module = load(arguments.target)
+    if assignment is None:
+        assignment = look_up(agent.name, Path.cwd())
+    elif assignment.name != agent.name:
+        raise InvalidSettings(f"agents.{assignment.name}: {arguments.target} is the agent {agent.name}.")
+    agent.concurrency = assignment.concurrency or agent.concurrency
+    configure(module, agent.name, assignment.settings, Path(assignment.folder))
+    return agent, assignment
+
+
+async def _join(stack: AsyncExitStack, name: str, assignment: Assignment, wait: float) -> Bus:
+    """Open the bus; one that is not up yet is waited for, and that is said once."""
+    from xnai.bus import open_bus
+    from xnai.protocol.errors import NoBus
+
+    url, token = assignment.url, assignment.token
+    try:
+        return await stack.enter_async_context(open_bus(url, token=token, name=name))
+    except NoBus as error:
+        say(f"{name} waits up to {wait:g} s for a bus. {error}")
+    return await stack.enter_async_context(open_bus(url, token=token, name=name, wait=wait))

@@ -1,0 +1,24 @@
+"""The environment of the process: the one place of this package that reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TextIO
+
+PREFIX = "XNAI_"
+
+
+def variables() -> dict[str, str]:
+    """Our own: those whose name begins with `XNAI_`."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+
+
+def for_child(extra: Mapping[str, str]) -> dict[str, str]:
+    """What a child process gets: all that we have, and `extra`; what it prints comes at once."""
+    return {**os.environ, "PYTHONUNBUFFERED": "1", **extra}
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal whose user did not ask for plain text (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,190 @@
+"""The settings of a stack: `xnai.toml`, and `XNAI_*` variables above it. Read once, by whoever starts it.
+
+    [server]                      # our own nats-server; with `url`, an outside broker
+    port = 4222                   # otherwise a free one, kept for the next time
+    sync_interval = "100ms"       # what a power cut may lose; "always" loses nothing and is slow
+
+    [limits]                      # of each agent
+    log = "1GiB"
+
+    [agents.maths]
+    module = "examples/maths.py"  # or "package.module:agent"
+    concurrency = 8
+    env = { TZ = "UTC" }
+    settings = { digits = 12 }    # handed to the module's `configure`
+
+    [keeper]
+    kept = "7d"                   # how long the log of an ended task stays
+
+Without an `[agents]` table, or without a file, the stack has the three agents of DEFAULT_AGENTS. A variable
+is `XNAI_<TABLE>_<KEY>`, for example `XNAI_LIMITS_LOG=2GiB`; `XNAI_URL` and `XNAI_TOKEN` are the broker's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+
+from xnai.bus.keeper import INTERVAL
+from xnai.bus.server import ServerOptions
+from xnai.bus.streams import KEPT_AFTER_THE_END, Limits
+from xnai.deploy.environment import PREFIX
+from xnai.deploy.folders import parse_settings
+from xnai.deploy.units import read_duration, read_size
+from xnai.protocol.errors import InvalidSettings
+from xnai.protocol.names import check_name
+
+DEFAULT_AGENTS = {name: f"xnai.agents.{name}.agent:agent" for name in ("inference", "curation", "retrieval")}
+_LIMITS = Limits()
+_OPTIONS = ServerOptions()
+_TABLES = ("server", "limits", "keeper")
+_SHORT = {"XNAI_URL": ("server", "url"), "XNAI_TOKEN": ("server", "token")}
+_ELSEWHERE = {"XNAI_NAME"}  # the sender's name, which the bus reads
+
+Size = Annotated[int, BeforeValidator(read_size), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(read_duration), Field(gt=0)]
+Name = Annotated[str, AfterValidator(lambda name: check_name(name, "agent name"))]
+
+
+class Table(BaseModel):
+    """One table of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerTable(Table):
+    """The broker: one of our own, or with `url` an outside one, for which only `token` matters beside it."""
+
+    url: str | None = Field(default=None, pattern=r"^(nats|tls|ws|wss)://[^/\s]+$")
+    token: str | None = Field(default=None, min_length=1, repr=False)
+    port: int = Field(default=_OPTIONS.port, ge=0, le=65_535)
+    sync_interval: str = Field(default=_OPTIONS.sync_interval, pattern=r"^(always|\d+(ms|s|m))$")
+    max_payload: Size = _OPTIONS.max_payload
+    max_file_store: Size | None = None
+    binary: str | None = None
+
+
+class LimitsTable(Table):
+    """What each agent's streams may hold: the fields of `xnai.bus.Limits`."""
+
+    queue: int = Field(default=_LIMITS.queue, gt=0)
+    log: Size = _LIMITS.log
+    blobs: Size = _LIMITS.blobs
+    duplicate_window: Seconds = _LIMITS.duplicate_window
+    ack_wait: Seconds = _LIMITS.ack_wait
+    replicas: int = Field(default=_LIMITS.replicas, ge=1, le=5)
+
+    def limits(self) -> Limits:
+        return Limits(**self.model_dump())
+
+
+class AgentTable(Table):
+    """One agent: what to run, how many tasks at once, extra environment, and its own settings."""
+
+    module: str | None = Field(default=None, min_length=1)
+    concurrency: int | None = Field(default=None, ge=1)
+    env: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+
+
+class KeeperTable(Table):
+    """How often the keeper looks, and how long the log of an ended task stays."""
+
+    interval: Seconds = INTERVAL
+    kept: Seconds = KEPT_AFTER_THE_END
+
+
+class Settings(Table):
+    """All of it."""
+
+    server: ServerTable = ServerTable()
+    limits: LimitsTable = LimitsTable()
+    agents: dict[Name, AgentTable] = Field(
+        default_factory=lambda: {name: AgentTable(module=module) for name, module in DEFAULT_AGENTS.items()}
+    )
+    keeper: KeeperTable = KeeperTable()
+
+    @field_validator("agents")
+    @classmethod
+    def _know_their_modules(cls, agents: dict[str, AgentTable]) -> dict[str, AgentTable]:
+        for name, agent in agents.items():
+            if agent.module is None and name not in DEFAULT_AGENTS:
+                raise ValueError(f'{name} needs a module, for example module = "{name}.py"')
+        return {
+            name: agent.model_copy(update={"module": agent.module or DEFAULT_AGENTS[name]})
+            for name, agent in agents.items()
+        }
+
+
+def read_settings(file: Path | None, variables: Mapping[str, str]) -> Settings:
+    """The settings in `file`, with those of `variables` above them; the defaults where neither says anything.
+
+    Raises:
+        InvalidSettings: one cannot be used; the sentence names the file or the variable, the place and
+            the reason.
+    """
+    tables = parse_settings(file) if file else {}
+    sources = _lay_above(tables, variables)
+    try:
+        return Settings.model_validate(tables)
+    except ValidationError as error:
+        raise InvalidSettings(_sentence(error, file, sources)) from None
+
+
+def _lay_above(tables: dict[str, Any], variables: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """Put variables into `tables`; returns which of them stands where."""
+    places = dict(_SHORT)
+    for table in _TABLES:
+        kind: type[Table] = Settings.model_fields[table].annotation  # type: ignore[assignment]
+        places |= {f"{PREFIX}{table}_{key}".upper(): (table, key) for key in kind.model_fields}
+    sources = {}
+    for name, value in variables.items():
+        if name in _ELSEWHERE:
+            continue
+        if name not in places:
+            raise InvalidSettings(f"{name} is no variable that is known here.{_hint(name, places)}")
+        table, key = places[name]
+        if not isinstance(tables.setdefault(table, {}), dict):
+            continue  # the file is wrong there, which is said below
+        tables[table][key] = value
+        sources[table, key] = name
+    return sources
+
+
+def _sentence(error: ValidationError, file: Path | None, sources: Mapping[tuple[str, str], str]) -> str:
+    """The first thing that is wrong, where, and why."""
+    first, *others = error.errors(include_url=False)
+    place = [str(step) for step in first["loc"] if step != "[key]"]
+    if first["type"] == "extra_forbidden":
+        reason = f"there is no such key.{_hint(place[-1], _keys(place[:-1]))}"
+    else:
+        reason = first["msg"].removeprefix("Value error, ").rstrip(".") + "."
+    variable = sources.get((place[0], place[-1]))
+    where = variable or f"{file}, {'.'.join(place)}"
+    more = f" ({len(others)} more)" if others else ""
+    return f"{where}: {reason[0].lower()}{reason[1:]}{more}"
+
+
+def _keys(place: Sequence[str]) -> list[str]:
+    """The keys that may stand in the table at `place`."""
+    kind: type[Table] = Settings
+    if place:
+        kind = AgentTable if place[0] == "agents" else Settings.model_fields[place[0]].annotation  # type: ignore[assignment]
+    return list(kind.model_fields)
+
+
+def _hint(said: str, known: Sequence[str] | Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(said, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else f" Known are {', '.join(known)}."

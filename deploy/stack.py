@@ -1,0 +1,132 @@
+"""The folder of a stack, `.xnai/`: its lock, its token and port, and where its bus is found."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from xnai.bus import Server, ServerOptions, open_server
+from xnai.bus.locating import ADDRESS_FILE, Address
+from xnai.bus.server import write_secret
+from xnai.protocol.errors import XnaiError
+
+_LEFTOVER_TIMEOUT = 10.0
+
+
+class AlreadyUp(XnaiError):
+    """Another process keeps this stack up."""
+
+    code = "already_up"
+
+
+class Stack:
+    """One `.xnai/` folder, in the hands of one process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server_folder = folder / "server"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, made if need be. The lock ends with the process, however it ends.
+
+        Raises:
+            AlreadyUp: another process holds it.
+        """
+        self.server_folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        (self.folder / ".gitignore").write_text("*\n")
+        with (self.folder / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise AlreadyUp(
+                    f"The stack in {self.folder} is already up, pid {file.read().strip()}."
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    @contextmanager
+    def announced(self, address: Address) -> Iterator[None]:
+        """Let `open_bus()` find the broker while the context is open."""
+        file = self.folder / ADDRESS_FILE
+        write_secret(file, msgspec.json.encode(address).decode())
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def server(self, options: ServerOptions) -> AsyncIterator[Server]:
+        """Our own broker, at the port and with the token that it had before, where `options` say nothing."""
+        await self._end_leftover()
+        options = msgspec.structs.replace(
+            options, port=options.port or self._old_port(), token=options.token or self._old_token()
+        )
+        async with open_server(self.server_folder, options) as server:
+            write_secret(self.server_folder / "token", server.token)
+            (self.server_folder / "port").write_text(str(server.port))
+            yield server
+
+    def _old_token(self) -> str | None:
+        return _read(self.server_folder / "token")
+
+    def _old_port(self) -> int:
+        """The port of last time, if it is free; otherwise 0, which takes another."""
+        said = _read(self.server_folder / "port") or ""
+        if not said.isdecimal() or not 0 < int(said) < 65_536:
+            return 0
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", int(said)))
+            except OSError:
+                return 0
+        return int(said)
+
+    async def _end_leftover(self) -> None:
+        """End the server of a stack that was killed: two on one store would destroy it."""
+        for file in self.server_folder.glob("ports/*.ports"):
+            pid = file.stem.rpartition("_")[2]
+            if pid.isdecimal() and self._is_our_server(int(pid)):
+                await _end(int(pid))
+
+    def _is_our_server(self, pid: int) -> bool:
+        """A process id is used again: what counts is the configuration that it runs with."""
+        said = subprocess.run(
+            ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ).stdout
+        return str(self.server_folder / "nats-server.conf") in said
+
+
+async def _end(pid: int) -> None:
+    until = time.monotonic() + _LEFTOVER_TIMEOUT
+    number = signal.SIGTERM
+    try:
+        while True:
+            os.kill(pid, number)
+            await anyio.sleep(0.05)
+            if time.monotonic() > until:
+                number = signal.SIGKILL
+    except ProcessLookupError:
+        return
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text().strip() or None
+    except FileNotFoundError:
+        return None
