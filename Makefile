@@ -21,13 +21,13 @@ demo: setup ## ask questions over real documents: this project's, or DOCS=folder
 	@$(BIN)/python -m xnai.deploy.demo $(if $(DOCS),"$(DOCS)")
 
 test: setup ## run the tests; ARGS go to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -q $(ARGS)
 
 check: setup ## style, types, and who may import whom
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest tests/test_structure.py
+	@$(BIN)/python -m pytest -q tests/test_structure.py
 
 format: setup ## put the code into its form
 	@$(BIN)/ruff check --fix

@@ -38,6 +38,7 @@ from xnai.protocol.payload import BYTES, JSON
 from xnai.protocol.timestamps import format_timestamp
 
 log = logging.getLogger(__name__)
+_LONGEST_ERROR = 2_000  # characters of an author's error that are kept
 _SAY_GOODBYE = 2.0  # seconds for the record of a hand-back
 Probe = Callable[[str, Envelope], Awaitable[None]]
 """Called at each named point of a task's journey, for tests that crash there."""
@@ -70,6 +71,7 @@ class Conclusion:
             return await self.finish(run.delivery, run.task, TaskState.FAILED, error=info, run=run)
         log.error("an attempt failed: %s", run, exc_info=error)
         text = str(error) if isinstance(error, XnaiError) else f"{type(error).__name__}: {error}"
+        text = text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
         info = ErrorInfo(code="handler_error", message=text, retryable=True)
         if isinstance(error, TaskFailed) and not error.retryable:
             info = msgspec.structs.replace(info, retryable=False)

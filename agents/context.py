@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import msgspec
+
 from xnai.bus.bus import CALL_TIMEOUT, STREAM_TIMEOUT
 from xnai.protocol.envelope import Envelope
 
@@ -32,7 +34,7 @@ class Context:
 
     @property
     def task(self) -> Envelope:
-        return self._run.task
+        return msgspec.structs.replace(self._run.task, message=self._run.request)
 
     @property
     def attempt(self) -> int:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
+import msgspec
 
 from xnai.agents.agent import Agent
 from xnai.agents.concluding import Conclusion, Probe, WrongResult
 from xnai.agents.isolation import Isolated
 from xnai.agents.past import FRESH, Past
-from xnai.agents.run import Run
+from xnai.agents.run import Run, Slot
 from xnai.agents.skills import Skill
 from xnai.agents.streaming import ChunkWriter
-from xnai.bus.blobs import has_references
+from xnai.bus.blobs import PartGone, has_references
 from xnai.bus.bus import Bus
 from xnai.bus.ending import CANCELED, deadline_exceeded
 from xnai.bus.pull import Delivery
-from xnai.protocol import subjects
 from xnai.protocol.a2a import Part, TaskState
 from xnai.protocol.envelope import Envelope, read_envelope
-from xnai.protocol.errors import Busy, GateClosed, InvalidPayload, MalformedMessage, Unavailable
+from xnai.protocol.errors import Busy, GateClosed, InvalidPayload, MalformedMessage, Unavailable, XnaiError
 from xnai.protocol.events import ErrorInfo
 from xnai.protocol.timestamps import parse_timestamp
 
@@ -46,31 +48,42 @@ class Handler:
         self._conclusion = Conclusion(bus, agent.name, probe)
         self._threads = anyio.CapacityLimiter(agent.concurrency)
 
-    async def handle(self, delivery: Delivery, past: Past) -> None:
-        """Bring a delivery to its end: its outcome is stored and it is acknowledged, or it is given back."""
+    async def handle(self, delivery: Delivery, past: Past, slot: Slot) -> None:
+        """Bring a delivery to its end: its outcome is stored and it is acknowledged, or it is given back.
+
+        When the handler is stopped, the slot's scope ends this; `conclude_stopped` does the rest.
+        """
         try:
-            task = read_envelope(delivery.data, subjects.read_task(delivery.subject))
+            task = read_envelope(delivery.data, delivery.about)
             deadline = parse_timestamp(task.deadline)
         except MalformedMessage as error:
-            await self._guarded(delivery, self._conclusion.bury_bytes(delivery, error))
-            return
+            return await self.bury(delivery, error)
         try:
-            await self._handle(delivery, task, deadline, past)
-        except (GateClosed, Unavailable) as error:
+            run = await self._begin(delivery, task, deadline, past, slot)
+            if run is not None:
+                await self._finish(run, slot)
+        except (GateClosed, Unavailable, InvalidPayload) as error:
             self._refused(delivery, error)
 
-    async def conclude_stuck(self, run: Run) -> None:
-        """Decide for a handler that was stopped and goes on all the same: what it says later is dropped."""
+    async def bury(self, delivery: Delivery, error: MalformedMessage) -> None:
+        """Keep a message that is none as a dead letter."""
+        await self._guarded(delivery, self._conclusion.bury_bytes(delivery, error))
+
+    async def conclude_stopped(self, run: Run) -> None:
+        """Decide for a handler that was stopped; what it may say later is dropped."""
+        if run.over:
+            log.warning("what a stopped handler said late is dropped: %s", run)
+            return
         run.over = True
         await self._guarded(run.delivery, self._conclusion.of_stop(run))
 
     async def _guarded(self, delivery: Delivery, work: Awaitable[None]) -> None:
         try:
             await work
-        except (GateClosed, Unavailable) as error:
+        except (GateClosed, Unavailable, InvalidPayload) as error:
             self._refused(delivery, error)
 
-    def _refused(self, delivery: Delivery, error: GateClosed | Unavailable) -> None:
+    def _refused(self, delivery: Delivery, error: XnaiError) -> None:
         """The broker did not take what we had to say about a task."""
         if isinstance(error, GateClosed):  # it has its outcome; perhaps ours, and the first receipt was lost
             return delivery.ack()
@@ -80,30 +93,56 @@ class Handler:
         log.warning("a task is given back: %s", error, extra={"subject": delivery.subject})
         delivery.give_back(_LATER)
 
-    async def _handle(self, delivery: Delivery, task: Envelope, deadline: float, past: Past) -> None:
+    async def _begin(
+        self, delivery: Delivery, task: Envelope, deadline: float, past: Past, slot: Slot
+    ) -> Run | None:
+        """The attempt to make, on record where it must be; None when the task ends without one."""
         if self._probe:
             await self._probe("received", task)
         if past.ended:
-            return delivery.ack()
+            delivery.ack()
+            return None
         if refusal := self._refusal(task, deadline, past):
             state, error = refusal
-            return await self._conclusion.finish(delivery, task, state, error=error)
+            await self._conclusion.finish(delivery, task, state, error=error)
+            return None
         skill = self._agent.skills[task.skill]
         if past.recorded and past.attempt > (task.max_attempts or skill.max_attempts):
-            return await self._conclusion.exhaust(delivery, task, attempts=past.attempt - 1, error=past.error)
+            await self._conclusion.exhaust(delivery, task, attempts=past.attempt - 1, error=past.error)
+            return None
         run = Run(
-            self._bus, self._agent.name, skill, delivery, task=task, deadline=deadline, attempt=past.attempt
+            self._bus,
+            self._agent.name,
+            skill,
+            delivery,
+            scope=slot.scope,
+            task=task,
+            deadline=deadline,
+            attempt=past.attempt,
         )
         if past is not FRESH:
             await run.reporter.working()
             if self._probe:
                 await self._probe("working", task)
+        return run
+
+    async def _finish(self, run: Run, slot: Slot) -> None:
+        """Run the handler and store what it answers or raises."""
         try:
             payload = await self._payload(run)
         except (InvalidPayload, MalformedMessage) as error:
             info = ErrorInfo(code="invalid_payload", message=str(error))
-            return await self._conclusion.finish(delivery, task, TaskState.REJECTED, error=info, run=run)
-        await self._conclude(run, await self._run(run, payload))
+            return await self._conclusion.finish(
+                run.delivery, run.task, TaskState.REJECTED, error=info, run=run
+            )
+        except PartGone as error:
+            return await self._conclusion.of_error(run, error)
+        result = await self._run(run, payload, slot)
+        run.over = True
+        if isinstance(result, Exception):
+            await self._conclusion.of_error(run, result)
+        else:
+            await self._conclusion.of_result(run, result)
 
     def _refusal(self, task: Envelope, deadline: float, past: Past) -> tuple[TaskState, ErrorInfo] | None:
         """Why a task ends before any work, if it does."""
@@ -126,25 +165,32 @@ class Handler:
     async def _payload(self, run: Run) -> Any:
         if run.skill.accepts is None:
             return None
-        parts = run.task.message.parts
-        if has_references(parts):
-            parts = await self._bus.blobs.whole(parts)
-        return run.skill.accepts.read(parts, run.task.message)
+        message = run.task.message
+        if has_references(message.parts):
+            message = run.request = msgspec.structs.replace(
+                message, parts=await self._bus.blobs.whole(message.parts)
+            )
+        return run.skill.accepts.read(message.parts, message)
 
-    async def _run(self, run: Run, payload: Any) -> tuple[Part, ...] | Exception | None:
-        """What the handler answers or raises; None when it was stopped."""
-        self.runs[run.key] = run
-        arguments = run.skill.arguments(payload, run.context(self._state))
+    async def _run(self, run: Run, payload: Any, slot: Slot) -> tuple[Part, ...] | Exception:
+        """What the handler answers or raises. When it was stopped, the slot's scope ends this instead."""
+        result: tuple[Part, ...] | Exception
+        self.runs[run.key] = slot.run = run
         try:
-            with run.scope:
-                try:
-                    return await self._invoke(run, arguments)
-                except Exception as error:  # the author's code may raise whatever it likes
-                    return error
-            return None
+            result = await self._invoke(run, run.skill.arguments(payload, run.context(self._state)))
+        except Exception as error:  # the author's code may raise whatever it likes
+            result = error
+        except BaseException as error:  # sys.exit(), or a cancellation that nobody asked for
+            if isinstance(error, KeyboardInterrupt) or _is_canceled():
+                raise
+            result = RuntimeError(f"the handler ended with {type(error).__name__}: {error}")
         finally:
             if self.runs.get(run.key) is run:
                 del self.runs[run.key]
+        if run.stopped is not None:  # what it says after it was stopped may be half of an answer
+            await anyio.lowlevel.checkpoint()
+        slot.run = None
+        return result
 
     async def _invoke(self, run: Run, arguments: dict[str, Any]) -> tuple[Part, ...]:
         skill = run.skill
@@ -157,18 +203,10 @@ class Handler:
             value = await Isolated(skill.handler(**arguments))
         return _written(skill, value)
 
-    async def _conclude(self, run: Run, result: tuple[Part, ...] | Exception | None) -> None:
-        """Store what became of an attempt, unless that was decided without its handler."""
-        if run.over:
-            log.warning("what a stopped handler said late is dropped: %s", run)
-            return
-        run.over = True
-        if isinstance(result, tuple):
-            await self._conclusion.of_result(run, result)
-        elif run.stopped is not None or result is None:
-            await self._conclusion.of_stop(run)
-        else:
-            await self._conclusion.of_error(run, result)
+
+def _is_canceled() -> bool:
+    """Whether a scope around here was cancelled, so that a cancellation is due."""
+    return anyio.current_effective_deadline() == -math.inf
 
 
 async def _stream(run: Run, arguments: dict[str, Any]) -> tuple[Part, ...]:

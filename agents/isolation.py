@@ -28,6 +28,10 @@ class Isolated(Awaitable[T], Generic[T]):
             except StopIteration as stop:
                 result: T = stop.value
                 return result
+            except GeneratorExit:
+                if isinstance(argument, GeneratorExit):  # closed from outside, as it should be
+                    raise
+                raise RuntimeError("the handler raised GeneratorExit") from None
             try:
                 argument = yield awaited
             except BaseException as error:  # what is thrown at the slot's task is meant for the coroutine

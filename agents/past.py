@@ -83,8 +83,7 @@ async def look_up(api: JetStream, deliveries: Iterable[Delivery]) -> list[tuple[
     """
     by_agent: dict[str, list[tuple[TaskSubject, Delivery]]] = defaultdict(list)
     for delivery in deliveries:
-        subject = subjects.read_task(delivery.subject)
-        by_agent[subject.agent].append((subject, delivery))
+        by_agent[delivery.about.agent].append((delivery.about, delivery))
     answers: list[tuple[Delivery, Past]] = []
     for agent, asked in by_agent.items():
         for start in range(0, len(asked), _TASKS_AT_ONCE):

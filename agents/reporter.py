@@ -139,10 +139,7 @@ class Reporter:
         task, attempt = self._run.task, self._run.attempt
         self._numbers[kind] += 1
         id = f"{task.id}.{self._bus.instance}.{attempt}.{kind}.{self._numbers[kind]}"
-        if isinstance(body, TaskArtifactUpdateEvent):
-            data = await self._bus.blobs.fit(body, reader=task.sender, until=self.until)
-        else:
-            data = encode(body)
+        data = await self._bus.blobs.fit(body, reader=task.sender, until=self.until)
         await self._bus.publisher.store(
             subjects.event(event_about(task, self._agent, kind)),
             data,

@@ -17,7 +17,7 @@ from xnai.agents.blocking import LoopGuard
 from xnai.agents.concluding import Probe
 from xnai.agents.handling import Handler
 from xnai.agents.past import FRESH, Past, look_up
-from xnai.agents.run import Run
+from xnai.agents.run import Run, Slot
 from xnai.agents.stop import Stop
 from xnai.bus.background import background_tasks
 from xnai.bus.bus import Bus
@@ -28,7 +28,7 @@ from xnai.bus.streams import Limits, ack_wait_of, declare_agent, declare_consume
 from xnai.bus.transport import NoResponders
 from xnai.bus.waiting import new_future
 from xnai.protocol import subjects
-from xnai.protocol.errors import GateClosed, Unavailable
+from xnai.protocol.errors import GateClosed, MalformedMessage, Unavailable
 from xnai.protocol.events import CANCEL, OUTCOME
 from xnai.protocol.names import LANES, SYSTEM
 
@@ -136,6 +136,11 @@ class Worker:
         self._taken[delivery.subject] = delivery
         if not self._something_taken.is_set():
             self._something_taken.set()
+        try:
+            delivery.about = subjects.read_task(delivery.subject)
+        except MalformedMessage as error:
+            self._tasks.start_soon(self._bury, delivery, error)
+            return
         if self._leaving:
             self._return(delivery)
         elif delivery.count == 1 and 0 <= time.time() - delivery.stored_at < _FRESH:
@@ -156,22 +161,38 @@ class Worker:
                 self._tasks.start_soon(self._slot)
 
     async def _slot(self) -> None:
+        """Handle one task after another in one scope, until a handler is stopped, which cancels the scope."""
         while True:
-            for lane in self._ready:
-                if lane:
-                    delivery, past = lane.popleft()
-                    break
-            else:
-                ready = new_future()
-                self._idle.append(ready)
-                delivery, past = await ready
-            if (key := _key(delivery)) in self._canceled:
-                del self._canceled[key]
-                past = Past(canceled=True, attempt=past.attempt)
-            try:
-                await self._handler.handle(delivery, past)
-            finally:
-                self._settled(delivery)
+            slot = Slot()
+            with slot.scope:
+                while True:
+                    delivery, past = await self._next()
+                    try:
+                        await self._handler.handle(delivery, past, slot)
+                    finally:
+                        if slot.run is None:
+                            self._settled(delivery)
+            if slot.run is not None:
+                await self._handler.conclude_stopped(slot.run)
+                self._settled(slot.run.delivery)
+
+    async def _next(self) -> tuple[Delivery, Past]:
+        for lane in self._ready:
+            if lane:
+                delivery, past = lane.popleft()
+                break
+        else:
+            ready = new_future()
+            self._idle.append(ready)
+            delivery, past = await ready
+        if self._canceled and (key := (delivery.about.sender, delivery.about.id)) in self._canceled:
+            del self._canceled[key]
+            past = Past(canceled=True, attempt=past.attempt)
+        return delivery, past
+
+    async def _bury(self, delivery: Delivery, error: MalformedMessage) -> None:
+        await self._handler.bury(delivery, error)
+        self._settled(delivery)
 
     def _settled(self, delivery: Delivery) -> None:
         if self._taken.get(delivery.subject) is delivery:
@@ -226,7 +247,6 @@ class Worker:
                 self._tasks.start_soon(self._flush, run)
         elif not run.over and now - run.stopped_at >= _STUCK_AFTER:
             log.error("a handler goes on though it was stopped: %s", run)
-            run.over = True
             self._tasks.start_soon(self._conclude_stuck, run)
 
     async def _record(self, run: Run) -> None:
@@ -246,7 +266,7 @@ class Worker:
             run.stop(Stop.HANDED_BACK)
 
     async def _conclude_stuck(self, run: Run) -> None:
-        await self._handler.conclude_stuck(run)
+        await self._handler.conclude_stopped(run)
         self._settled(run.delivery)
 
     def _keep_alive(self) -> None:
@@ -323,9 +343,3 @@ class Worker:
         if self._taken:
             with anyio.move_on_after(2 * _STUCK_AFTER):
                 await self._all_settled.wait()
-
-
-def _key(delivery: Delivery) -> tuple[str, str]:
-    """Who sent the task, and its id, from the subject that the broker has checked."""
-    tokens = delivery.subject.split(".")
-    return tokens[5], tokens[7]

@@ -6,7 +6,7 @@ NAME runs those whose name starts so.
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 import msgspec
@@ -14,7 +14,8 @@ import msgspec
 from benchmarks import cancelling, messages, processes, tasks
 from benchmarks.harness import Figure, Size
 
-BENCHMARKS: dict[str, Callable[[Size], Awaitable[Figure]]] = {
+Benchmark = Callable[[Size], Awaitable[Figure]]
+BENCHMARKS: dict[str, Benchmark] = {
     benchmark.__name__: benchmark
     for benchmark in (
         tasks.task_throughput,
@@ -30,13 +31,18 @@ BENCHMARKS: dict[str, Callable[[Size], Awaitable[Figure]]] = {
 }
 
 
-async def run(prefix: str, size: Size) -> bool:
-    """Whether the bars of all benchmarks whose name starts with `prefix` hold. Each is printed as it is known."""
-    chosen = [benchmark for name, benchmark in BENCHMARKS.items() if name.startswith(prefix)]
-    if not chosen:
+def chosen(prefix: str) -> list[Benchmark]:
+    """The benchmarks whose name starts with `prefix`; ends the program when there is none."""
+    found = [benchmark for name, benchmark in BENCHMARKS.items() if name.startswith(prefix)]
+    if not found:
         sys.exit(f"There is no benchmark {prefix}…, only {', '.join(BENCHMARKS)}.")
+    return found
+
+
+async def run(benchmarks: Iterable[Benchmark], size: Size) -> bool:
+    """Whether all bars hold. Each figure is printed as soon as it is known."""
     hold = True
-    for benchmark in chosen:
+    for benchmark in benchmarks:
         measured = await benchmark(size)
         print(msgspec.json.encode(measured).decode(), flush=True)
         hold = hold and measured.holds
@@ -44,5 +50,5 @@ async def run(prefix: str, size: Size) -> bool:
 
 
 if __name__ == "__main__":
-    prefix = sys.argv[1] if len(sys.argv) > 1 else ""
-    sys.exit(not anyio.run(run, prefix, Size(), backend_options={"use_uvloop": True}))
+    benchmarks = chosen(sys.argv[1] if len(sys.argv) > 1 else "")
+    sys.exit(not anyio.run(run, benchmarks, Size(), backend_options={"use_uvloop": True}))

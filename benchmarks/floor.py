@@ -1,9 +1,9 @@
 """The floor: a durable task round trip in raw nats-py, with the wire's promises and nothing else.
 
-Promises kept: the task is stored once by id in a work queue (file), the outcome is admitted by the broker only
-where none is stored, the caller hears only what was stored (republished), the task is acknowledged last. No
-types, deadlines, cancel, retries. A program on nats-py and asyncio alone, so the rules of the house about tasks
-do not bind it.
+Promises kept: the task is stored once by id in a work queue (file), the outcome is admitted by the broker
+only where none is stored, the caller hears only what was stored (republished), the task is acknowledged last.
+No types, deadlines, cancel, retries. It is a program on nats-py and asyncio alone, so the rules of the house
+about tasks do not bind it.
 
     python -m benchmarks.floor worker URL [CREDIT]   takes tasks until its input ends
     python -m benchmarks.floor caller URL            does what the lines of its input say, see `Caller`

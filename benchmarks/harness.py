@@ -6,6 +6,7 @@ anything, and both are taken within a second of each other, in an order drawn by
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import subprocess
@@ -41,7 +42,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
         tasks, calls: of one short slice, at once and one after another.
         backlog, small_backlog: tasks that wait before a worker starts.
         stored: outcomes in a grown log.
-        agents, window: processes that idle, and for how many seconds in each sample.
+        agents, window: processes that idle, and for how many seconds in each of ten samples.
+        settling: seconds after which a process that has started is idle, and a task is no longer fresh.
         cancels: tasks that are cancelled in one slice.
     """
 
@@ -54,6 +56,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     stored: int = 200_000
     agents: int = 20
     window: float = 3.0
+    settling: float = 1.0
     cancels: int = 100
 
 
@@ -143,10 +146,17 @@ class Program:
 
 
 @asynccontextmanager
-async def program(*arguments: object, environment: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
-    """A Python program, `python -m` with these arguments, that ends with the context."""
+async def program(
+    *arguments: object, stdin: int | None = subprocess.PIPE, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Program]:
+    """A Python program, `python -m` with these arguments, that ends with the context.
+
+    The end of its input tells it to; one without input is told by SIGTERM.
+    """
     command = [sys.executable, "-m", *map(str, arguments)]
-    process = await anyio.open_process(command, cwd=ROOT, env=environment, stderr=None)
+    process = await anyio.open_process(
+        command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdin=stdin, stderr=None
+    )
     async with ended(process):
         yield Program(process)
 
@@ -162,7 +172,7 @@ async def driven(*arguments: object) -> AsyncIterator[Program]:
 
 @asynccontextmanager
 async def ended(process: Process) -> AsyncIterator[None]:
-    """The end of its input ends a program; one that does not heed it is killed."""
+    """Ends a program with the context; one that does not heed it is killed."""
     try:
         yield
     finally:
@@ -184,7 +194,9 @@ async def bare_server(*flags: str) -> AsyncIterator[dict[str, list[str]]]:
     with tempfile.TemporaryDirectory(prefix="xnai-bench-") as folder:
         command = [find_binary(), "-js", "-a", "127.0.0.1", "-p", "-1", *flags]
         command += ["--ports_file_dir", folder, "-sd", folder]
-        process = await anyio.open_process(command, stdin=None, stdout=None, stderr=subprocess.DEVNULL)
+        process = await anyio.open_process(
+            command, stdin=None, stdout=None, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         async with ended(process):
             yield await _ports(Path(folder))
 

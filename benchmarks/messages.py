@@ -41,7 +41,7 @@ async def messages_per_task(size: Size) -> Figure:
     """Messages that enter and leave the server for one task, pulls apart. Less is better. The floor: 7.
 
     Three in: the task, its outcome, the acknowledgement. Four out: two confirmations, the task, the outcome.
-    Pulls are asked for, and ended, many tasks at a time: they are seen by a connection that listens, and left out.
+    One pull asks for many tasks: a connection that listens counts pulls and their ends, to leave them out.
     """
     async with AsyncExitStack() as stack:
         addresses = await stack.enter_async_context(bare_server("-m", "-1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import anyio
 
-from benchmarks.harness import Figure, Program, Size, driven, figure, in_turns
-from benchmarks.stages import FLOOR, OURS, floor_server, fresh_server
+from benchmarks.harness import Figure, Program, Size, driven, figure, in_turns, program
+from benchmarks.stages import FLOOR, floor_server, fresh_server
 from xnai.bus import Server
 
 MOST_MEMORY = 45.0  # MB
 MOST_CPU = 2.0  # per cent of one core, all agents together
-_SETTLED = 1.0  # seconds after which a start is over
+_SAMPLES = 10
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -25,13 +26,16 @@ async def idle_memory_mb(size: Size) -> Figure:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(fresh_server())
         agents = [await stack.enter_async_context(_agent(server)) for _ in range(size.pairs)]
-        await anyio.sleep(_SETTLED)
+        await anyio.sleep(size.settling)
         pairs = [(_resident(agent.pid), MOST_MEMORY) for agent in agents]
     return figure("idle_memory_mb", pairs, unit="MB", bar=1.0, less_is_better=True)
 
 
 async def start(size: Size) -> Figure:
-    """From exec to consuming. Less is better. The floor: a raw nats-py program that makes a consumer and pulls."""
+    """Milliseconds from exec to consuming. Less is better.
+
+    The floor: a raw nats-py program that connects, makes a consumer and pulls.
+    """
     async with fresh_server() as server, floor_server() as url:
 
         async def ours() -> float:
@@ -55,20 +59,25 @@ async def idle_cpu(size: Size) -> Figure:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(fresh_server())
         agents = [await stack.enter_async_context(_agent(server)) for _ in range(size.agents)]
-        await anyio.sleep(_SETTLED)
+        await anyio.sleep(size.settling)
         pairs = []
-        for _ in range(10):
+        for _ in range(_SAMPLES):
             began, before = time.perf_counter(), sum(_cpu(agent.pid) for agent in agents)
             await anyio.sleep(size.window)
             used = sum(_cpu(agent.pid) for agent in agents) - before
+            used = max(used, 1e-9)  # in a short window none may have run
             pairs.append((100 * used / (time.perf_counter() - began), MOST_CPU))
     return figure("idle_cpu", pairs, unit="% of a core", bar=1.0, less_is_better=True)
 
 
 @asynccontextmanager
 async def _agent(server: Server) -> AsyncIterator[Program]:
-    """A process that serves one agent; on entry it consumes."""
-    async with driven(OURS, "echo", server.url, server.token) as agent:
+    """`xnai run` with one agent; on entry it consumes."""
+    bus = {"XNAI_URL": server.url, "XNAI_TOKEN": server.token}
+    command = ("xnai.deploy.cli", "run", "benchmarks.agents:echo")
+    async with program(*command, stdin=subprocess.DEVNULL, environment=bus) as agent:
+        said = await agent.line()
+        assert said == "ready echo", said
         yield agent
 
 

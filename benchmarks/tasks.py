@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+import anyio
+
 from benchmarks.harness import Figure, Measure, Program, Size, driven, figure, in_turns
 from benchmarks.stages import OURS, floor_caller, fresh_server, our_caller
 from xnai.bus import Server
@@ -24,7 +26,8 @@ def _throughput(caller: Program, size: Size) -> Measure:
 
 def _latency(caller: Program, size: Size) -> Measure:
     async def measure() -> float:
-        return statistics.median(await caller.ask("latency", size.calls))
+        times: list[float] = await caller.ask("latency", size.calls)
+        return statistics.median(times)
 
     return measure
 
@@ -39,14 +42,17 @@ async def _both() -> AsyncIterator[tuple[Program, Program]]:
 
 
 async def task_throughput(size: Size) -> Figure:
-    """Tasks per second, 64 in flight, caller and worker in processes of their own. The floor: the raw program."""
+    """Tasks per second, 64 in flight, caller and worker in processes of their own.
+
+    The floor: the raw program.
+    """
     async with _both() as (ours, floor):
         pairs = await in_turns(_throughput(ours, size), _throughput(floor, size), size.slices)
     return figure("task_throughput", pairs, unit="tasks/s", bar=0.75)
 
 
 async def task_latency(size: Size) -> Figure:
-    """Half of the tasks called one after another take no longer. Less is better. The floor: the raw program."""
+    """The median of tasks called one after another. Less is better. The floor: the raw program."""
     async with _both() as (ours, floor):
         pairs = await in_turns(_latency(ours, size), _latency(floor, size), size.slices)
     return figure("task_latency", pairs, unit="ms", bar=0.85, less_is_better=True)
@@ -55,7 +61,7 @@ async def task_latency(size: Size) -> Figure:
 async def backlog(size: Size) -> Figure:
     """Tasks per second, where all wait before the worker starts, from the first outcome to the last.
 
-    Ours: with 10,000 waiting. The floor: the same with 500, so that a long queue is drained as fast as a short one.
+    Ours: with 10,000 waiting. The floor: with 500, so a long queue is drained as fast as a short one.
     """
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(fresh_server())
@@ -63,14 +69,16 @@ async def backlog(size: Size) -> Figure:
         listener = await stack.enter_async_context(driven(OURS, "listener", *address))
         caller = await stack.enter_async_context(driven(OURS, "caller", *address))
         large, small = (
-            partial(_drain, server, caller, listener, tasks) for tasks in (size.backlog, size.small_backlog)
+            partial(_drain, server, caller, listener, tasks=tasks, settling=size.settling)
+            for tasks in (size.backlog, size.small_backlog)
         )
         pairs = await in_turns(large, small, size.pairs)
     return figure("backlog", pairs, unit="tasks/s", bar=0.8)
 
 
-async def _drain(server: Server, caller: Program, listener: Program, tasks: int) -> float:
+async def _drain(server: Server, caller: Program, listener: Program, *, tasks: int, settling: float) -> float:
     await caller.ask("send", tasks)
+    await anyio.sleep(settling)  # tasks that waited less than a second are handled as fresh ones
     async with driven(OURS, "echo", server.url, server.token):
         return float(await listener.ask("drained", tasks))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import anyio
 import msgspec
@@ -17,9 +17,17 @@ import msgspec
 from xnai.bus.jetstream import JetStream
 from xnai.bus.publisher import Publisher
 from xnai.protocol import subjects
-from xnai.protocol.a2a import NO_DATA, Artifact, Message, Part, Task, TaskArtifactUpdateEvent
+from xnai.protocol.a2a import (
+    NO_DATA,
+    Artifact,
+    Message,
+    Part,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskStatusUpdateEvent,
+)
 from xnai.protocol.envelope import Envelope, encode
-from xnai.protocol.errors import MalformedMessage, Unavailable
+from xnai.protocol.errors import InvalidPayload, MalformedMessage, Unavailable
 from xnai.protocol.events import BLOB_KEY
 
 CHUNK = 512 * 1024
@@ -28,7 +36,12 @@ _SCHEME = "xnai-blob:"
 _ROOM_FOR_HEADERS = 2048
 _SHORTEST_TTL = 60
 _SMALLEST = 512  # bytes: the reference to a smaller part is no smaller
-Carrier = TypeVar("Carrier", Envelope, Task, TaskArtifactUpdateEvent, Message)
+Whole: TypeAlias = Envelope | Task | TaskArtifactUpdateEvent | TaskStatusUpdateEvent | Message
+Carrier = TypeVar("Carrier", bound=Whole)
+
+
+class PartGone(Unavailable):
+    """A large part is no longer kept: its time is over, or it was removed."""
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +86,11 @@ class Blobs:
         return data
 
     async def _put(self, part: Part, reader: str, until: float) -> Part:
+        most = self._api.transport.max_payload
+        if most < CHUNK + _ROOM_FOR_HEADERS:
+            raise InvalidPayload(
+                f"This message is too large, and a server that takes {most} bytes keeps no large parts."
+            )
         kind, content = _content(part)
         sha256 = hashlib.sha256(content).hexdigest()
         known = await self._api.last(
@@ -91,9 +109,12 @@ class Blobs:
                     f"Nats-TTL: {ttl}s\r\n",
                 )
 
-        async with anyio.create_task_group() as tasks:
-            for number in range(_chunks(len(content))):
-                tasks.start_soon(put_chunk, number)
+        try:
+            async with anyio.create_task_group() as tasks:
+                for number in range(_chunks(len(content))):
+                    tasks.start_soon(put_chunk, number)
+        except ExceptionGroup as failed:  # the first reason is enough: the others have the same
+            raise failed.exceptions[0] from None
         reference = Reference(kind=kind, size=len(content))
         return Part(
             url=f"{_SCHEME}{self._name}/{reader}/{sha256}",
@@ -134,7 +155,7 @@ class Blobs:
             for message in await self._api.last_of_each(subjects.BLOB_STREAM, names[start : start + _WINDOW]):
                 chunks[message.subject] = message.data
         if len(chunks) < len(names):
-            raise Unavailable(f"A large part is no longer kept, or not yet stored: {sha256[:12]}….")
+            raise PartGone(f"A large part of this message is no longer kept: {sha256[:12]}….")
         content = b"".join(chunks[name] for name in names)
         if hashlib.sha256(content).hexdigest() != sha256:
             raise MalformedMessage(f"A large part is not what its name promises: {sha256[:12]}….")
@@ -183,12 +204,16 @@ def _read_url(url: str) -> tuple[str, str, str]:
     return tokens[0], tokens[1], tokens[2]
 
 
-def _parts_in(carrier: Envelope | Task | TaskArtifactUpdateEvent | Message) -> list[Part]:
+def _parts_in(
+    carrier: Envelope | Task | TaskArtifactUpdateEvent | TaskStatusUpdateEvent | Message,
+) -> list[Part]:
     holders: list[Message | Artifact]
     if isinstance(carrier, Message):
         holders = [carrier]
     elif isinstance(carrier, Envelope):
         holders = [carrier.message]
+    elif isinstance(carrier, TaskStatusUpdateEvent):
+        holders = [carrier.status.message] if carrier.status.message else []
     elif isinstance(carrier, Task):
         holders = [*carrier.artifacts, *carrier.history]
     else:
@@ -209,6 +234,10 @@ def _replace(carrier: Carrier, old: Part, new: Part) -> Carrier:
         return cast(Carrier, changed(carrier))
     if isinstance(carrier, Envelope):
         return replace(carrier, message=changed(carrier.message))
+    if isinstance(carrier, TaskStatusUpdateEvent):
+        said = carrier.status.message
+        status = msgspec.structs.replace(carrier.status, message=changed(said) if said else None)
+        return replace(carrier, status=status)
     if isinstance(carrier, Task):
         return replace(
             carrier,

@@ -26,7 +26,14 @@ from xnai.bus.sending import Order, Sender, Sent, make_order
 from xnai.bus.stories import Storyteller
 from xnai.bus.streams import DAY, Limits, declare_agent, declare_shared
 from xnai.bus.transport import Transport
-from xnai.protocol.a2a import Artifact, Message, Task, TaskState
+from xnai.protocol.a2a import (
+    Artifact,
+    Message,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskState,
+    TaskStatusUpdateEvent,
+)
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.errors import (
     CallTimeout,
@@ -272,7 +279,9 @@ class Bus:
             UnknownTask: no task of ours has this id, or it ended more than a week ago.
         """
         found = await self.found(id)
-        task = found.outcome or as_task(found, await self.finder.story(found))
+        return await self._whole_task(found.outcome or as_task(found, await self.finder.story(found)))
+
+    async def _whole_task(self, task: Task) -> Task:
         return msgspec.structs.replace(
             task,
             artifacts=tuple([await self._whole(artifact) for artifact in task.artifacts]),
@@ -281,6 +290,17 @@ class Bus:
 
     async def _whole(self, holder: Holder) -> Holder:
         return msgspec.structs.replace(holder, parts=await self.blobs.whole(holder.parts))
+
+    async def _whole_event(self, event: Event) -> Event:
+        body = event.body
+        if isinstance(body, TaskArtifactUpdateEvent):
+            body = msgspec.structs.replace(body, artifact=await self._whole(body.artifact))
+        elif isinstance(body, TaskStatusUpdateEvent) and body.status.message is not None:
+            status = msgspec.structs.replace(body.status, message=await self._whole(body.status.message))
+            body = msgspec.structs.replace(body, status=status)
+        elif isinstance(body, Task):
+            body = await self._whole_task(body)
+        return event if body is event.body else msgspec.structs.replace(event, body=body)
 
     async def found(self, id: str) -> Found:
         """The task with this id, as the broker holds it; raises UnknownTask."""
@@ -296,7 +316,7 @@ class Bus:
         """
         async with aclosing(self._stories.tell(await self.found(id), after=after)) as events:
             async for event in events:
-                yield event
+                yield await self._whole_event(event)
 
     async def stream(
         self,

@@ -137,8 +137,11 @@ class JetStream:
             else:
                 found.append(_stored(frame))
 
-        with self.transport.expect(received) as reply:
-            await self.transport.client.send(f"$JS.API.DIRECT.GET.{stream}", _encode(body), reply=reply)
+        subject, question = f"$JS.API.DIRECT.GET.{stream}", _encode(body)
+        with (
+            self.transport.expect(received) as reply,
+            self.transport.asking(subject, question, reply, again=found.clear),
+        ):
             try:
                 end = await within(_READ_TIMEOUT, ended)
             except TimeoutError:

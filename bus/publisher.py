@@ -28,12 +28,12 @@ _TRY_AGAIN = frozenset(
 )  # a write in flight, the same id in flight, no leader yet
 
 
-class _Fault(msgspec.Struct, frozen=True):
+class _Fault(msgspec.Struct, frozen=True, gc=False):
     err_code: int = 0
     description: str = ""
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """The broker's word: stored at `seq` of `stream`, or stored before (`duplicate`)."""
 
     stream: str = ""

@@ -22,6 +22,7 @@ from xnai.bus.jetstream import NANOSECONDS, JetStream
 from xnai.bus.transport import Transport
 from xnai.protocol import subjects
 from xnai.protocol.errors import Unavailable, XnaiError
+from xnai.protocol.subjects import TaskSubject
 
 log = logging.getLogger(__name__)
 _STANDING = 30.0  # seconds that the one open pull of a lane waits
@@ -33,15 +34,19 @@ _encode = msgspec.json.encode
 
 
 class Delivery:
-    """One delivery of a stored task. Settle it exactly once: with `ack` or `give_back`."""
+    """One delivery of a stored task. Settle it exactly once: with `ack` or `give_back`.
 
-    __slots__ = ("_puller", "_tokens", "data", "lane", "reply", "subject", "touched")
+    `about` is its subject, read; whoever receives it sets that.
+    """
+
+    __slots__ = ("_puller", "_tokens", "about", "data", "lane", "reply", "subject", "touched")
 
     def __init__(self, puller: Puller, lane: Lane, frame: Frame) -> None:
         self._puller = puller
         self.lane = lane
         self.subject, self.reply, self.data = frame.subject, frame.reply, frame.data
         self.touched = lane.heard
+        self.about: TaskSubject
         # $JS.ACK[.domain.account].stream.consumer.delivered.sequence.consumer sequence.time.pending[.token]
         tokens = frame.reply.split(".")
         self._tokens = tokens if len(tokens) < 11 else tokens[2:]
@@ -224,14 +229,14 @@ class Puller:
         room = self._most - self.taken
         for lane in self._lanes:
             room -= lane.open
+        busiest = self._busiest if time.monotonic() < self._busy_until else None
         for lane in self._lanes:
-            if not lane.open and room > 0 and not lane.broken:
+            if lane is not busiest and not lane.open and room > 0 and not lane.broken:
                 room -= 1
                 self._pull(lane, 1, _STANDING, heartbeat=_HEARTBEAT)
-        busiest = self._busiest
-        if busiest is None or busiest.broken or time.monotonic() > self._busy_until:
+        if busiest is None or busiest.broken or room <= 0:
             return
-        if 2 * room >= self._slots > 1:
+        if not busiest.open or 2 * room >= self._slots:
             self._pull(busiest, room, _BURST)
 
     def _pull(self, lane: Lane, batch: int, expires: float, *, heartbeat: float = 0.0) -> None:

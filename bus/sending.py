@@ -116,7 +116,7 @@ class Sender:
             depth=order.depth,
             ancestors=order.ancestors,
             traceparent=order.traceparent,
-            message=msgspec.structs.replace(said, task_id=order.id, context_id=order.context),
+            message=said,
         )
 
     async def send(self, task: Envelope, *, look_first: bool, timeout: float = PUBLISH_TIMEOUT) -> Sent:

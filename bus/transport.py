@@ -139,8 +139,7 @@ class Transport:
             if not answer.done():
                 answer.set_result(frame)
 
-        with self.expect(received) as reply:
-            await self.client.send(subject, data, reply=reply)
+        with self.expect(received) as reply, self.asking(subject, data, reply):
             try:
                 frame: Frame = await within(timeout, answer)
             except TimeoutError:
@@ -150,6 +149,21 @@ class Transport:
         if frame.status == 503:
             raise NoResponders(f"Nobody answers on {subject}.")
         return frame
+
+    @contextmanager
+    def asking(
+        self, subject: str, data: bytes, reply: str, *, again: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Ask now, and once more each time that the link was lost meanwhile, after calling `again`."""
+
+        def ask() -> None:
+            again()
+            self.client.post(subject, data, reply=reply)
+
+        with self.when_back(ask):
+            if self.connected:
+                self.client.post(subject, data, reply=reply)
+            yield
 
     def expect(self, receive: Receive) -> _Expected:
         """A reply subject whose messages go to `receive` while the context is open."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
-from xnai.deploy.output import complain
+from xnai.deploy.output import complain, say
 from xnai.deploy.statuses import Status, innermost, status_of
 from xnai.protocol.errors import XnaiError
 
@@ -105,9 +105,9 @@ def _print_version() -> NoReturn:
 
 
 def _run(command: ModuleType, parsed: argparse.Namespace) -> int:
-    from xnai.deploy.logs import log_to_stderr
+    from xnai.deploy.logs import log_to
 
-    log_to_stderr(logging.DEBUG if parsed.debug else getattr(command, "LOG_LEVEL", logging.WARNING))
+    log_to(say, logging.DEBUG if parsed.debug else getattr(command, "LOG_LEVEL", logging.WARNING))
     if not inspect.iscoroutinefunction(command.run):
         return int(command.run(parsed))
     from xnai.deploy.loop import run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -35,8 +36,18 @@ def _plain(value: object) -> str:
     return text if text.isprintable() and text and " " not in text else msgspec.json.encode(text).decode()
 
 
-def log_to_stderr(level: int) -> None:
-    """Send the records of this process to stderr, those below `level` to nowhere."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+class LineHandler(logging.Handler):
+    """Hands each record to `write` as text."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__()
+        self._write = write
+        self.setFormatter(LineFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(self.format(record))
+
+
+def log_to(write: Callable[[str], None], level: int) -> None:
+    """Send the records of this process to `write`, those below `level` to nowhere."""
+    logging.basicConfig(level=level, handlers=[LineHandler(write)], force=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from xnai.bus.locating import ADDRESS_FILE, Address
 from xnai.bus.server import write_secret
 from xnai.protocol.errors import XnaiError
 
+log = logging.getLogger(__name__)
 _LEFTOVER_TIMEOUT = 10.0
 
 
@@ -102,6 +104,7 @@ class Stack:
         for file in self.server_folder.glob("ports/*.ports"):
             pid = file.stem.rpartition("_")[2]
             if pid.isdecimal() and self._is_our_server(int(pid)):
+                log.warning("ending the server of a stack that was killed", extra={"pid": pid})
                 await _end(int(pid))
 
     def _is_our_server(self, pid: int) -> bool:

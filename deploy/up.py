@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from xnai.bus.keeper import keep
 from xnai.bus.locating import Address
 from xnai.deploy.assignment import Assignment
 from xnai.deploy.console import Console
+from xnai.deploy.logs import log_to
 from xnai.deploy.members import Member
 from xnai.deploy.output import show
 from xnai.deploy.settings import Settings
@@ -35,6 +37,7 @@ class Up:
         self._console = Console(settings.agents, quiet_stdout=as_json)
         self._members: list[Member] = []
         self._leave = anyio.CancelScope()
+        log_to(self._console.say, logging.getLogger().level)
 
     async def run(self) -> None:
         """Bring it up; after a signal, take it down: agents first, then the broker.

@@ -57,11 +57,14 @@ class Role(enum.StrEnum):
     AGENT = "ROLE_AGENT"
 
 
-class A2AObject(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """What all objects of A2A share: immutable, camelCase on the wire, defaults left out there."""
+class A2AObject(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
+    """What all objects of A2A share: immutable, camelCase on the wire, defaults left out there.
+
+    They are made by the thousand and never refer to themselves, so the collector of cycles passes them over.
+    """
 
 
-class Part(A2AObject, frozen=True, kw_only=True):
+class Part(A2AObject, frozen=True, kw_only=True, gc=False):
     """One piece of content: exactly one of `text`, `raw` (bytes), `url` and `data` (any JSON value).
 
     `data` is the value's JSON text, to be decoded once, into the type its reader wants. In a decoded part it
@@ -85,7 +88,7 @@ class Part(A2AObject, frozen=True, kw_only=True):
             raise ValueError("a Part holds exactly one of text, raw, url and data")
 
 
-class Message(A2AObject, frozen=True, kw_only=True):
+class Message(A2AObject, frozen=True, kw_only=True, gc=False):
     """One turn of a conversation.
 
     Raises:
@@ -110,7 +113,7 @@ class Message(A2AObject, frozen=True, kw_only=True):
             force_setattr(self, "reference_task_ids", ())
 
 
-class TaskStatus(A2AObject, frozen=True, kw_only=True):
+class TaskStatus(A2AObject, frozen=True, kw_only=True, gc=False):
     """The state of a task, what its agent says about it, and since when.
 
     `timestamp` is ISO 8601 in UTC with milliseconds: `2026-11-21T09:30:00.000Z`.
@@ -121,7 +124,7 @@ class TaskStatus(A2AObject, frozen=True, kw_only=True):
     timestamp: str | None = None
 
 
-class Artifact(A2AObject, frozen=True, kw_only=True):
+class Artifact(A2AObject, frozen=True, kw_only=True, gc=False):
     """One result of a task, or one chunk of it.
 
     Raises:
@@ -142,7 +145,7 @@ class Artifact(A2AObject, frozen=True, kw_only=True):
             force_setattr(self, "extensions", ())
 
 
-class Task(A2AObject, frozen=True, kw_only=True):
+class Task(A2AObject, frozen=True, kw_only=True, gc=False):
     """A task: where it stands, what it has produced so far, and the messages that led there, oldest first."""
 
     id: str
@@ -159,7 +162,7 @@ class Task(A2AObject, frozen=True, kw_only=True):
             force_setattr(self, "history", ())
 
 
-class TaskStatusUpdateEvent(A2AObject, frozen=True, kw_only=True):
+class TaskStatusUpdateEvent(A2AObject, frozen=True, kw_only=True, gc=False):
     """A task's status changed, or its agent said something about it."""
 
     task_id: str
@@ -168,7 +171,7 @@ class TaskStatusUpdateEvent(A2AObject, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
 
 
-class TaskArtifactUpdateEvent(A2AObject, frozen=True, kw_only=True):
+class TaskArtifactUpdateEvent(A2AObject, frozen=True, kw_only=True, gc=False):
     """An artifact or a chunk of one.
 
     `append` adds its parts to what the artifact of this id holds; `last_chunk` says that nothing follows.

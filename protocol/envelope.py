@@ -13,7 +13,7 @@ from xnai.protocol.subjects import TaskSubject
 T = TypeVar("T")
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A request for one skill of one agent.
 
     Attributes:

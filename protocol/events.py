@@ -49,7 +49,7 @@ KINDS = frozenset(_BODIES)
 """The kinds that this version reads. Later ones may write more: a reader skips them."""
 
 
-class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why something failed: a stable code, one sentence, and whether trying again may help."""
 
     code: str
@@ -57,7 +57,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     retryable: bool = False
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the bus keeps in an event's metadata, under the extension's key.
 
     Attributes:

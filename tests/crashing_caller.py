@@ -9,7 +9,7 @@ import anyio
 import msgspec
 from crashing_worker import AGENT
 from history import AnyRecord, At, Heard, Sent, Yielded
-from recording import CALLER, READY, TIMEOUT, ask, follow, read, say
+from witness import CALLER, READY, TIMEOUT, ask, follow, read, say
 
 from xnai.bus import open_bus
 from xnai.protocol.events import OUTCOME

@@ -1,4 +1,4 @@
-"""An agent that stops at a named point of a task's journey, where a test kills it: `crashing_worker.py BY OPTIONS`."""
+"""An agent that stops at a named point of a task, where a test kills it: `crashing_worker.py BY OPTIONS`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from history import At, Started
-from recording import LIMITS, READY, say
+from witness import LIMITS, READY, say
 
 from xnai.agents import Agent, Context, serve
 from xnai.bus import open_bus
@@ -21,7 +21,7 @@ from xnai.protocol import Envelope
 AGENT = "phoenix"
 WORKER = "crashing_worker.py"
 RECEIVED, WORKING, PUBLISHED = "received", "working", "outcome published"
-IN_THE_HANDLER, MIDWAY, STOPPED = "in the handler", "midway", "stopped"
+IN_THE_HANDLER, MIDWAY, STOPPED, FROZEN = "in the handler", "midway", "stopped", "frozen"
 BEFORE_MIDWAY = 3
 
 
@@ -32,11 +32,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         point: its name; empty for nowhere.
         until_told: go on when a line comes on stdin, instead of never.
         blocking: meanwhile the event loop stands still, as it does when the handler computes.
+        freeze_after: so many points, of whatever name, after which all tasks stop for ever where they are
+            next; 0 for never.
     """
 
     point: str = ""
     until_told: bool = False
     blocking: bool = False
+    freeze_after: int = 0
 
 
 class Stops:
@@ -44,6 +47,7 @@ class Stops:
 
     def __init__(self, by: str, options: Options) -> None:
         self._by, self._options, self._point = by, options, options.point
+        self._left = options.freeze_after
 
     @contextmanager
     def begin(self, ctx: Context) -> Iterator[None]:
@@ -57,6 +61,8 @@ class Stops:
 
     async def probe(self, point: str, task: Envelope) -> None:
         say(At(id=task.id, by=self._by, point=point))
+        if self._options.freeze_after:
+            await self._freeze(task)
         if point != self._point:
             return
         self._point = ""
@@ -66,6 +72,13 @@ class Stops:
             sys.stdin.readline()
         else:
             await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+
+    async def _freeze(self, task: Envelope) -> None:
+        self._left -= 1
+        if self._left == 0:
+            say(At(id=task.id, by=self._by, point=FROZEN))
+        if self._left <= 0:
+            await anyio.sleep_forever()
 
 
 def phoenix(by: str, stops: Stops) -> Agent:

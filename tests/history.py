@@ -194,7 +194,7 @@ def _faults(story: _Story, *, killed: set[str], max_attempts: int) -> Iterator[F
 
 
 def _lost(story: _Story, killed: set[str]) -> Iterator[Fault]:
-    if not story.outcomes and (story.all(Sent) or story.all(Returned)):
+    if not story.outcomes and any(isinstance(record, Sent | Returned) for record in story.records):
         yield story.fault(Rule.NONE_LOST, "it has no outcome")
     told = {record.by for record in story.all(Returned)}
     for by in {record.by for record in story.all(Asked)} - told - killed:
@@ -230,8 +230,8 @@ def _returned(story: _Story) -> Iterator[Fault]:
                 record.answer == outcome.answer or (not record.answer and outcome.chunks >= 0)
             )
             if not same:
-                text = f"{record.by} was told {record.state} {record.answer}, not {outcome.state} {outcome.answer}"
-                yield story.fault(Rule.RETURNED_IS_STORED, text)
+                text = f"{record.by} was told {record.state} {record.answer}"
+                yield story.fault(Rule.RETURNED_IS_STORED, f"{text}, not {outcome.state} {outcome.answer}")
 
 
 def _attempts(story: _Story, max_attempts: int) -> Iterator[Fault]:
@@ -239,7 +239,8 @@ def _attempts(story: _Story, max_attempts: int) -> Iterator[Fault]:
     handed_back = sum(event.kind == RETURNED for event in story.stored)
     if len(started) - handed_back > max_attempts + 1:
         yield story.fault(Rule.ATTEMPTS, f"its handler was started {len(started)} times")
-    highest = max((record.attempt for record in [*started, *story.stored]), default=0)
+    numbers = [record.attempt for record in started] + [event.attempt for event in story.stored]
+    highest = max(numbers, default=0)
     if highest > max_attempts + 1:
         yield story.fault(Rule.ATTEMPTS, f"it had an attempt {highest}")
 
@@ -254,7 +255,9 @@ def _order(story: _Story) -> Iterator[Fault]:
     for event in story.stored:
         attempt = (event.attempt, event.instance)
         if attempt in over and event.kind != OUTCOME:
-            yield story.fault(Rule.ORDER, f"attempt {event.attempt} was over before {event.kind} at {event.sequence}")
+            yield story.fault(
+                Rule.ORDER, f"attempt {event.attempt} was over before {event.kind} at {event.sequence}"
+            )
         if event.kind in OVER:
             over.add(attempt)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
 
 from xnai.agents import Agent, Worker, serve
@@ -18,7 +19,7 @@ from xnai.bus import Bus, Limits, Server, open_bus
 from xnai.bus.background import background_tasks
 from xnai.bus.jetstream import NO_MESSAGE, ApiError
 from xnai.protocol import Envelope
-from xnai.protocol.subjects import DEAD_STREAM
+from xnai.protocol.subjects import DEAD_STREAM, task_stream
 
 Probe = Callable[[str, Envelope], Awaitable[None]]
 
@@ -151,3 +152,15 @@ async def dead_letter(bus: Bus, subject: str) -> dict[str, Any] | None:
         return None
     letter: dict[str, Any] = msgspec.json.decode(base64.b64decode(answer["message"]["data"]))
     return letter
+
+
+async def queue_of(bus: Bus, agent: str) -> int:
+    """How many tasks stand in the queue of an agent, those at work included."""
+    messages: int = (await bus.api.stream_info(task_stream(agent)))["state"]["messages"]
+    return messages
+
+
+async def until_queue_holds(bus: Bus, agent: str, tasks: int) -> None:
+    """Ask until so many tasks stand there: the broker tells nobody of an acknowledgement."""
+    while await queue_of(bus, agent) != tasks:
+        await anyio.lowlevel.checkpoint()

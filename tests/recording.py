@@ -1,13 +1,12 @@
-"""Writing down what is seen of a run: live, by callers, in the log at the end, and by programs that get killed."""
+"""A run on a real broker: programs that get killed, what is seen of them, and what the checker says."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import PIPE
 
@@ -30,114 +29,23 @@ from history import (
     Yielded,
     check,
 )
+from witness import CALLER, LIMITS, READY, TIMEOUT, ask, follow, heard, read, stored
 
-from xnai.bus import Bus, Limits, Server, open_bus
+from xnai.bus import Bus, Server, open_bus
 from xnai.bus.background import background_tasks
 from xnai.bus.client import Frame
 from xnai.bus.finding import event_of
 from xnai.bus.hearing import is_genuine, sequence_of
 from xnai.bus.jetstream import Stored as StoredMessage
-from xnai.protocol import Event, Part, Task, TaskArtifactUpdateEvent, TaskFailed, TaskState, XnaiError, subjects
+from xnai.protocol import subjects
 from xnai.protocol.envelope import encode
-from xnai.protocol.events import OUTCOME, error_in
+from xnai.protocol.events import OUTCOME
 
-CALLER = "caller"
 LIVE = "live"
 FOLLOWER = "follower"
-READY = "ready"
-ACK_WAIT = 1.0
-LIMITS = Limits(ack_wait=ACK_WAIT)
-TIMEOUT = 40.0
+ENDED = "ended"
 _LONGEST_LINE = 1 << 20
-Write = Callable[[AnyRecord], None]
 _read_record = msgspec.json.Decoder(AnyRecord).decode
-
-
-def say(record: AnyRecord) -> None:
-    """Print a record as one line, at once and in one piece: whoever prints may be killed at any time."""
-    os.write(sys.stdout.fileno(), encode(record) + b"\n")
-
-
-async def ask(bus: Bus, to: str, payload: object, *, id: str, by: str, write: Write) -> None:
-    """Call, and write down what came back."""
-    write(Asked(id=id, by=by))
-    try:
-        answer = await bus.call(to, payload, id=id, timeout=TIMEOUT)
-    except XnaiError as error:
-        write(_failure(id, by, error))
-    else:
-        write(Returned(id=id, by=by, state=TaskState.COMPLETED, answer=_json(answer)))
-
-
-async def read(bus: Bus, to: str, payload: object, *, id: str, by: str, write: Write) -> None:
-    """Read a stream of numbers, and write down what was handed out."""
-    write(Asked(id=id, by=by))
-    try:
-        async with aclosing(bus.stream(to, payload, int, id=id, timeout=TIMEOUT)) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
-                write(Yielded(id=id, by=by, value=_json(chunk)))
-    except XnaiError as error:
-        write(_failure(id, by, error))
-    else:
-        write(Returned(id=id, by=by, state=TaskState.COMPLETED))
-
-
-async def follow(bus: Bus, id: str, *, by: str, write: Write) -> None:
-    """Subscribe to a task, and write down what is heard until its outcome."""
-    async with aclosing(bus.subscribe(id)) as events:  # type: ignore[type-var]
-        async for event in events:
-            write(_heard(id, by, event))
-    write(Followed(id=id, by=by))
-
-
-def _failure(id: str, by: str, error: XnaiError) -> Returned:
-    state = error.task.status.state if isinstance(error, TaskFailed) else error.code
-    return Returned(id=id, by=by, state=state, answer=error.code)
-
-
-def _heard(id: str, by: str, event: Event) -> Heard:
-    return Heard(id=id, by=by, sequence=event.sequence, kind=event.kind, digest=_digest(event))
-
-
-def _digest(event: Event) -> str:
-    return hashlib.sha256(encode(event.body)).hexdigest()[:16]
-
-
-def _json(value: object) -> str:
-    return encode(value).decode()
-
-
-def _stored(message: StoredMessage) -> Stored:
-    event, id = event_of(message), subjects.read_event(message.subject).id
-    facts = event.facts
-    stored = Stored(
-        id=id,
-        sequence=event.sequence,
-        kind=event.kind,
-        digest=_digest(event),
-        attempt=facts.attempt,
-        instance=facts.instance,
-    )
-    replace = msgspec.structs.replace
-    if event.kind == OUTCOME and isinstance(event.body, Task):
-        state, answer = event.body.status.state, _answer(event.body)
-        return replace(stored, state=state, answer=answer, chunks=facts.chunks)
-    body = event.body
-    if isinstance(body, TaskArtifactUpdateEvent) and body.artifact.artifact_id == f"{id}-{facts.attempt}":
-        values = tuple(_value(part) for part in body.artifact.parts)
-        return replace(stored, index=facts.index, values=values)
-    return stored
-
-
-def _answer(outcome: Task) -> str:
-    if outcome.status.state is TaskState.COMPLETED:
-        return _value(outcome.artifacts[0].parts[0])
-    error = error_in(outcome.status)
-    return error.code if error else ""
-
-
-def _value(part: Part) -> str:
-    return _json(part.text) if part.text is not None else bytes(part.data).decode()
 
 
 class Program:
@@ -191,15 +99,15 @@ class Recording:
                     return
             await self._news.wait()
 
-    async def until_at(self, by: str, point: str, *, times: int = 1) -> None:
-        """Return once the process `by` has come to `point`."""
+    async def until_at(self, by: str, point: str, *, or_at: str = "") -> None:
+        """Return once the process `by` has come to `point`, or to the other one."""
         await self.until(
-            lambda record: isinstance(record, At) and (record.by, record.point) == (by, point), times=times
+            lambda record: isinstance(record, At) and record.by == by and record.point in (point, or_at)
         )
 
-    async def until_followed(self, by: str) -> None:
-        """Return once `by` has heard a whole story."""
-        await self.until(lambda record: isinstance(record, Followed) and record.by == by)
+    async def until_followed(self, *, times: int = 1) -> None:
+        """Return once the follower has heard so many whole stories."""
+        await self.until(lambda record: isinstance(record, Followed) and record.by == FOLLOWER, times=times)
 
     async def until_heard(self, kind: str, *, times: int = 1) -> None:
         """Return once so many events of a kind came live."""
@@ -211,6 +119,15 @@ class Recording:
         """Return once `by` was handed so many chunks."""
         await self.until(lambda record: isinstance(record, Yielded) and record.by == by, times=times)
 
+    async def first_at(self, point: str, programs: Sequence[Program]) -> Program:
+        """The first of some programs that has come to `point`, once one has."""
+        names = [program.by for program in programs]
+        await self.until(
+            lambda record: isinstance(record, At) and record.point == point and record.by in names
+        )
+        arrived = [record.by for record in self.records if isinstance(record, At) and record.point == point]
+        return next(program for program in programs if program.by in arrived)
+
     async def until_asked(self, by: str) -> None:
         """Return once `by` has begun to wait for an answer."""
         await self.until(lambda record: isinstance(record, Asked) and record.by == by)
@@ -219,13 +136,13 @@ class Recording:
         """Return once `by` was told how so many tasks ended."""
         await self.until(lambda record: isinstance(record, Returned) and record.by == by, times=times)
 
-    async def start(self, program: str, by: str, options: object, *, until: str = READY) -> Program:
+    async def start(self, file: str, by: str, options: object, *, until: str = READY) -> Program:
         """Run a program of this folder until it says that it is at a point, and write down what it prints.
 
         It ends with the run at the latest.
         """
         process = await anyio.open_process(
-            [sys.executable, str(Path(__file__).with_name(program)), by, _json(options)],
+            [sys.executable, str(Path(__file__).with_name(file)), by, encode(options).decode()],
             env={**os.environ, "XNAI_URL": self._server.url, "XNAI_TOKEN": self._server.token},
             stdin=PIPE,
             stdout=PIPE,
@@ -233,7 +150,9 @@ class Recording:
         )
         program = Program(by, process)
         await self.tasks.start(self._listen, program)
-        await self.until_at(by, until)
+        await self.until_at(by, until, or_at=ENDED)
+        seen = [record.point for record in self.records if isinstance(record, At) and record.by == by]
+        assert until in seen, f"{by} has ended, and was not {until} before"
         return program
 
     async def _listen(self, program: Program, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -249,6 +168,7 @@ class Recording:
                 return
             finally:
                 program.heard_out.set()
+                self.write(At(id="", by=program.by, point=ENDED))
                 if process.returncode is None:
                     process.kill()
 
@@ -280,20 +200,27 @@ class Recording:
         """Read a stream, beside what the test does."""
         self.tasks.start_soon(lambda: read(self.bus, to, payload, id=id, by=by, write=self.write))
 
-    def follow(self, id: str, *, by: str = FOLLOWER) -> None:
+    def follow(self, id: str) -> None:
         """Subscribe to a task, beside what the test does."""
-        self.tasks.start_soon(lambda: follow(self.bus, id, by=by, write=self.write))
+        self.tasks.start_soon(lambda: follow(self.bus, id, by=FOLLOWER, write=self.write))
 
-    def heard(self, frame: Frame) -> None:
+    async def send_and_ask(self, to: str, payload: object, *, id: str, streams: bool, followed: bool) -> None:
+        """Send a task, then wait for its answer beside what the test does."""
+        await self.send(to, payload, id=id)
+        (self.read if streams else self.ask)(to, payload, id=id)
+        if followed:
+            self.follow(id)
+
+    def hear(self, frame: Frame) -> None:
         """Write down what comes live."""
         assert is_genuine(frame)
         message = StoredMessage(subjects.stored_subject(frame.subject), sequence_of(frame), 0.0, frame.data)
-        self.write(_heard(subjects.read_event(message.subject).id, LIVE, event_of(message)))
+        self.write(heard(subjects.read_event(message.subject).id, LIVE, event_of(message)))
 
     async def stored(self) -> list[Stored]:
         """All that stands in the log of the agent."""
         log = subjects.log_stream(self._agent)
-        return [_stored(message) async for message in self.bus.api.scan(log, subjects.log(self._agent))]
+        return [stored(message) async for message in self.bus.api.scan(log, subjects.log(self._agent))]
 
     async def outcome(self, id: str) -> Stored:
         """The one outcome of a task."""
@@ -307,9 +234,9 @@ class Recording:
             all_heard: the broker stayed up, so that the live listener may have missed nothing.
             max_attempts: how often a task may be tried.
         """
-        stored = await self.stored()
-        followed = [Followed(id=id, by=LIVE) for id in {event.id for event in stored}] if all_heard else []
-        return check([*self.records, *stored, *followed], max_attempts=max_attempts)
+        log = await self.stored()
+        followed = [Followed(id=id, by=LIVE) for id in {event.id for event in log}] if all_heard else []
+        return check([*self.records, *log, *followed], max_attempts=max_attempts)
 
     def attempts(self, id: str) -> list[int]:
         """The attempts that were started, in the order in which they were heard of."""
@@ -329,7 +256,7 @@ async def recording(server: Server, agent: str) -> AsyncIterator[Recording]:
         await bus.declare(agent, LIMITS)
         async with background_tasks() as tasks:
             run = Recording(server, agent, bus, tasks)
-            async with bus.transport.listen(subjects.live_destination(agent), run.heard):
+            async with bus.transport.listen(subjects.live_destination(agent), run.hear):
                 await bus.transport.flush()
                 with anyio.fail_after(TIMEOUT):
                     yield run

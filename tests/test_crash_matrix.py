@@ -1,4 +1,4 @@
-"""Killed with SIGKILL at each named point of a task's journey: one outcome each time, and everybody is told it."""
+"""Killed with SIGKILL at each named point of a task's journey: one outcome, and everybody is told it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import pytest
 from crashing_caller import BEFORE, CALLING, HEARD, READING, SENT
 from crashing_worker import (
     AGENT,
-    MIDWAY,
     BEFORE_MIDWAY,
     IN_THE_HANDLER,
+    MIDWAY,
     PUBLISHED,
     RECEIVED,
     WORKER,
     WORKING,
     Options,
 )
-from recording import CALLER, FOLLOWER, Program, Recording, recording
+from recording import Program, Recording, recording
+from witness import CALLER
 
 from xnai.bus import Server
 from xnai.protocol import TaskState
@@ -27,7 +28,7 @@ CHUNKS = 8
 
 
 async def finish(run: Recording, *workers: Program) -> None:
-    """What holds behind every crash: the history may have happened, one outcome is stored, nothing is left over."""
+    """What holds behind every crash: the history may have happened, and nothing is left over."""
     for worker in workers:
         await run.end(worker)
     assert await run.faults() == []
@@ -45,7 +46,7 @@ async def test_a_worker_is_killed_before_the_answer_and_another_gives_it(server:
         await run.kill(first)
         second = await run.start(WORKER, "second", Options())
         await run.until_returned(CALLER)
-        await run.until_followed(FOLLOWER)
+        await run.until_followed()
         await finish(run, second)
         assert run.attempts(TASK)[-1] == 2
 
@@ -62,7 +63,7 @@ async def test_two_workers_are_killed_the_second_when_it_had_begun_to_work(serve
         await run.kill(second)
         third = await run.start(WORKER, "third", Options())
         await run.until_returned(CALLER)
-        await run.until_followed(FOLLOWER)
+        await run.until_followed()
         await finish(run, third)
         assert run.attempts(TASK) == [3]
 
@@ -80,7 +81,7 @@ async def test_a_worker_is_killed_between_the_outcome_and_the_ack_and_its_work_i
         run.follow(TASK)
         second = await run.start(WORKER, "second", Options())
         await run.until_at("second", RECEIVED)
-        await run.until_followed(FOLLOWER)
+        await run.until_followed()
         await finish(run, second)
         assert run.attempts(TASK) == [1]
 
@@ -100,7 +101,7 @@ async def test_a_worker_is_killed_in_the_midst_of_a_stream_which_goes_on_where_i
         await run.kill(first)
         second = await run.start(WORKER, "second", Options())
         await run.until_returned(CALLER)
-        await run.until_followed(FOLLOWER)
+        await run.until_followed()
         await finish(run, second)
         assert run.attempts(TASK) == [1, 2]
 
@@ -114,7 +115,7 @@ async def test_a_task_that_kills_its_workers_ends_as_exhausted(server: Server) -
         run.follow(TASK)
         third = await run.start(WORKER, "third", Options())
         await run.until_returned(CALLER)
-        await run.until_followed(FOLLOWER)
+        await run.until_followed()
         await run.end(third)
         assert await run.faults(max_attempts=2) == []
         outcome = await run.outcome(TASK)
@@ -138,7 +139,9 @@ async def test_a_caller_is_killed_before_any_worker_runs_and_asks_again(server: 
         assert len(run.attempts(TASK)) == 1
 
 
-async def test_a_caller_is_killed_while_it_waits_and_the_task_goes_on_until_it_asks_again(server: Server) -> None:
+async def test_a_caller_is_killed_while_it_waits_and_the_task_goes_on_until_it_asks_again(
+    server: Server,
+) -> None:
     async with recording(server, AGENT) as run:
         worker = await run.start(WORKER, "worker", Options(point=IN_THE_HANDLER, until_told=True))
         asks = crashing_caller.Options(id=TASK, skill="work", payload=7)

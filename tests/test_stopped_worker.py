@@ -1,4 +1,4 @@
-"""A worker that is stopped (SIGSTOP) for longer than the ack wait, and goes on: what it says late is refused."""
+"""A worker that is stopped (SIGSTOP) for longer than the ack wait: what it says late is refused."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from crashing_worker import (
     Options,
 )
 from history import Started
-from recording import CALLER, FOLLOWER, Recording, recording
+from recording import Recording, recording
+from witness import CALLER
 
 from xnai.bus import Server
 from xnai.bus.client import Frame
 from xnai.protocol import subjects
-from xnai.protocol.events import OUTCOME
+from xnai.protocol.events import ARTIFACT, OUTCOME
 
 TASK = "the-task"
 CHUNKS = 8
@@ -50,7 +51,9 @@ async def test_the_late_outcome_of_a_stopped_worker_is_refused_and_its_caller_ne
 ) -> None:
     published = Published()
     async with recording(server, AGENT) as run:
-        first = await run.start(WORKER, "first", Options(point=IN_THE_HANDLER, until_told=True, blocking=True))
+        first = await run.start(
+            WORKER, "first", Options(point=IN_THE_HANDLER, until_told=True, blocking=True)
+        )
         async with run.bus.transport.listen(subjects.log(AGENT), published.take):
             run.ask(f"{AGENT}.work", 7, id=TASK)
             await run.until_at("first", IN_THE_HANDLER)
@@ -58,7 +61,7 @@ async def test_the_late_outcome_of_a_stopped_worker_is_refused_and_its_caller_ne
             first.signal(signal.SIGSTOP)
             second = await run.start(WORKER, "second", Options())
             await run.until_returned(CALLER)
-            await run.until_followed(FOLLOWER)
+            await run.until_followed()
             first.signal(signal.SIGCONT)
             await first.tell()
             await published.two.wait()
@@ -84,7 +87,7 @@ async def test_the_handler_of_a_stopped_worker_ends_with_its_first_refused_event
         first.signal(signal.SIGSTOP)
         second = await run.start(WORKER, "second", Options())
         await run.until_returned(CALLER)
-        await run.until_followed(FOLLOWER)
+        await run.until_followed()
         first.signal(signal.SIGCONT)
         await first.tell()
         await run.until_at("first", STOPPED)
@@ -111,9 +114,34 @@ async def test_a_stopped_worker_that_goes_on_in_time_may_still_be_the_first_to_f
         first.signal(signal.SIGCONT)
         await first.tell()
         await run.until_returned(CALLER)
-        await run.until_followed(FOLLOWER)
+        await run.until_followed()
         await second.tell()
         await run.until_at("second", STOPPED)
+        await run.end(first)
+        await run.end(second)
+        assert await run.faults() == []
+        assert (await run.outcome(TASK)).attempt == 1
+        assert await run.queued() == 0
+
+
+async def test_a_stream_that_two_attempts_have_stored_alternately_is_read_whole(server: Server) -> None:
+    async with recording(server, AGENT) as run:
+        first = await run.start(WORKER, "first", Options(point=MIDWAY, until_told=True))
+        run.read(f"{AGENT}.count", CHUNKS, id=TASK)
+        await run.until_at("first", MIDWAY)
+        await run.until_heard(ARTIFACT)
+        run.follow(TASK)
+        first.signal(signal.SIGSTOP)
+        second = await run.start(WORKER, "second", Options(point=MIDWAY, until_told=True))
+        await run.until_at("second", MIDWAY)
+        await run.until_heard(ARTIFACT, times=2)
+        first.signal(signal.SIGCONT)
+        await first.tell()
+        await run.until_returned(CALLER)
+        await run.until_followed()
+        run.read(f"{AGENT}.count", CHUNKS, id=TASK, by="later caller")
+        await run.until_returned("later caller")
+        await second.tell()
         await run.end(first)
         await run.end(second)
         assert await run.faults() == []

@@ -80,7 +80,7 @@ def _build(place: Path) -> Path:
         # pip's own cache knows nothing of processors, and must not keep a wheel that is built for this one.
         build: Command = [*pip, "-v", "--no-cache-dir", "wheel", "--no-deps", "--no-build-isolation"]
         run(
-            f"compiling llama.cpp on {cores} cores, once for this machine ({200 // cores} to {400 // cores} s)",
+            f"compiling llama.cpp on {cores} cores, once per machine ({200 // cores} to {400 // cores} s)",
             [*build, "--require-hashes", "--wheel-dir", out, "-r", LOCK],
             log=log,
             env=_settings(Path(temporary), cores),

