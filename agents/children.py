@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SHORTEST = 0.001
 
 
-def child_id(parent: str, to: str, key: str, nth: int, again: int) -> str:
+def child_id(parent: str, to: str, key: str, *, nth: int, again: int) -> str:
     """22 base64url characters that name the same sub-task in every attempt at its parent.
 
     `key` is the name given, or the hash of the payload; `nth` counts equal ones; `again` how often one
@@ -76,7 +76,7 @@ class Children:
         """The id to use, and whether a task may exist under it: one that did not complete is asked anew."""
         again = 0
         while True:
-            id = child_id(self._run.task.id, to, key, nth, again)
+            id = child_id(self._run.task.id, to, key, nth=nth, again=again)
             if self._run.attempt == 1:
                 return id, False
             found = await self._bus.finder.find(id, agents=[agent])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -174,25 +174,25 @@ class Conclusion:
             if isinstance(body, TaskStatusUpdateEvent)
         ]
         part = Part(data=msgspec.Raw(msgspec.json.encode(task)), media_type=JSON)
-        await self._keep(task.agent, task.id, part, reason, {"attempts": attempts})
+        await self._keep(task.agent, task.id, part, reason, attempts=attempts)
 
     async def bury_bytes(self, delivery: Delivery, error: MalformedMessage) -> None:
         """Keep bytes that are no message, and acknowledge them."""
         tokens = delivery.subject.split(".")
         reason = ErrorInfo(code=error.code, message=str(error))
         log.warning("a message that is none is kept as a dead letter", extra={"subject": delivery.subject})
-        await self._keep(tokens[3], "-", Part(raw=delivery.data, media_type=BYTES), reason, {"attempts": []})
+        await self._keep(tokens[3], "-", Part(raw=delivery.data, media_type=BYTES), reason, attempts=[])
         delivery.ack()
 
     async def _keep(
-        self, agent: str, id: str, part: Part, reason: ErrorInfo, facts: dict[str, object]
+        self, agent: str, id: str, part: Part, reason: ErrorInfo, *, attempts: Sequence[Mapping[str, object]]
     ) -> None:
         now = time.time()
         letter = Message(
             message_id=f"{id}-dead",
             role=Role.AGENT,
             parts=(part,),
-            metadata={ERROR_KEY: reason, EXTENSION: {"at": format_timestamp(now), **facts}},
+            metadata={ERROR_KEY: reason, EXTENSION: {"at": format_timestamp(now), "attempts": attempts}},
         )
         try:
             data = await self._bus.blobs.fit(letter, reader=agent, until=now + 30 * DAY)

@@ -59,7 +59,7 @@ class Handler:
         except MalformedMessage as error:
             return await self.bury(delivery, error)
         try:
-            run = await self._begin(delivery, task, deadline, past, slot)
+            run = await self._begin(delivery, past, slot, task=task, deadline=deadline)
             if run is not None:
                 await self._finish(run, slot)
         except (GateClosed, Unavailable, InvalidPayload) as error:
@@ -94,7 +94,7 @@ class Handler:
         delivery.give_back(_LATER)
 
     async def _begin(
-        self, delivery: Delivery, task: Envelope, deadline: float, past: Past, slot: Slot
+        self, delivery: Delivery, past: Past, slot: Slot, *, task: Envelope, deadline: float
     ) -> Run | None:
         """The attempt to make, on record where it must be; None when the task ends without one."""
         if self._probe:
@@ -226,6 +226,8 @@ async def _stream(run: Run, arguments: dict[str, Any]) -> tuple[Part, ...]:
 def _in_thread(run: Run, arguments: dict[str, Any]) -> Any:
     try:
         return run.skill.handler(**arguments)
+    except (SystemExit, GeneratorExit) as error:  # awaited in the loop, they would end more than the thread
+        raise RuntimeError(f"the handler ended with {type(error).__name__}: {error}") from error
     finally:
         if run.over:
             log.warning("a thread went on after its task was stopped; its result is dropped: %s", run)

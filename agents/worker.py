@@ -21,8 +21,8 @@ from xnai.agents.run import Run, Slot
 from xnai.agents.stop import Stop
 from xnai.bus.background import background_tasks
 from xnai.bus.bus import Bus
-from xnai.bus.client import Frame
 from xnai.bus.hearing import is_genuine
+from xnai.bus.parser import Frame
 from xnai.bus.pull import Delivery, Puller
 from xnai.bus.streams import Limits, ack_wait_of, declare_agent, declare_consumer
 from xnai.bus.transport import NoResponders

@@ -13,7 +13,7 @@ import msgspec
 from benchmarks.harness import Figure, Program, Size, bare_server, driven, figure
 from benchmarks.stages import OURS
 from benchmarks.tasks import IN_FLIGHT
-from xnai.bus.client import Frame
+from xnai.bus.parser import Frame
 from xnai.bus.transport import open_transport
 
 MOST = 7

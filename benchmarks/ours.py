@@ -19,7 +19,7 @@ import msgspec
 from benchmarks.agents import AGENTS, held
 from xnai.agents import serve
 from xnai.bus import Bus, open_bus
-from xnai.bus.client import Frame
+from xnai.bus.parser import Frame
 from xnai.protocol import subjects
 from xnai.protocol.events import OUTCOME
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypeVar, cast
+from typing import Annotated, Literal, TypeAlias, TypeVar, cast
 
 import anyio
 import msgspec
@@ -28,9 +28,10 @@ from xnai.protocol.a2a import (
 )
 from xnai.protocol.envelope import Envelope, encode
 from xnai.protocol.errors import InvalidPayload, MalformedMessage, Unavailable
-from xnai.protocol.events import BLOB_KEY
+from xnai.protocol.events import BLOB_KEY, Event
 
 CHUNK = 512 * 1024
+LARGEST = 64 << 30  # bytes of one part
 _WINDOW = 16  # chunks on their way at once, below what the server lets a slow reader owe
 _SCHEME = "xnai-blob:"
 _ROOM_FOR_HEADERS = 2048
@@ -38,6 +39,7 @@ _SHORTEST_TTL = 60
 _SMALLEST = 512  # bytes: the reference to a smaller part is no smaller
 Whole: TypeAlias = Envelope | Task | TaskArtifactUpdateEvent | TaskStatusUpdateEvent | Message
 Carrier = TypeVar("Carrier", bound=Whole)
+Holder = TypeVar("Holder", Artifact, Message)
 
 
 class PartGone(Unavailable):
@@ -47,8 +49,8 @@ class PartGone(Unavailable):
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """What a part that was stored apart says of itself in its metadata."""
 
-    kind: str
-    size: int
+    kind: Literal["text", "raw", "data"]
+    size: Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 
 
 class Blobs:
@@ -127,12 +129,48 @@ class Blobs:
         """`parts`, with what was stored apart in its place.
 
         Raises:
-            Unavailable: a part is no longer kept, or could not be read.
+            PartGone: a part is no longer kept.
+            Unavailable: a part could not be read.
             MalformedMessage: what is kept is not what was named.
         """
         if not has_references(parts):
             return tuple(parts)
         return tuple([await self._get(part) for part in parts])
+
+    async def whole_or_named(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        """As `whole`, but what is gone or spoilt stays named: for those who want to see the rest."""
+        found = []
+        for part in parts:
+            try:
+                found.append(await self._get(part))
+            except (PartGone, MalformedMessage):
+                found.append(part)
+        return tuple(found)
+
+    async def whole_task(self, task: Task) -> Task:
+        """A task to look at."""
+        return msgspec.structs.replace(
+            task,
+            artifacts=tuple([await self._whole_holder(artifact) for artifact in task.artifacts]),
+            history=tuple([await self._whole_holder(message) for message in task.history]),
+        )
+
+    async def whole_event(self, event: Event) -> Event:
+        """An event to look at."""
+        body = event.body
+        if isinstance(body, Task):
+            body = await self.whole_task(body)
+        elif isinstance(body, TaskArtifactUpdateEvent):
+            body = msgspec.structs.replace(body, artifact=await self._whole_holder(body.artifact))
+        elif isinstance(body, TaskStatusUpdateEvent) and body.status.message is not None:
+            message = await self._whole_holder(body.status.message)
+            body = msgspec.structs.replace(body, status=msgspec.structs.replace(body.status, message=message))
+        return msgspec.structs.replace(event, body=body)
+
+    async def _whole_holder(self, holder: Holder) -> Holder:
+        if not has_references(holder.parts):
+            return holder
+        return msgspec.structs.replace(holder, parts=await self.whole_or_named(holder.parts))
 
     async def _get(self, part: Part) -> Part:
         if part.url is None or not part.url.startswith(_SCHEME):
@@ -149,14 +187,16 @@ class Blobs:
         )
 
     async def _content(self, writer: str, reader: str, sha256: str, size: int) -> bytes:
-        chunks: dict[str, bytes] = {}
-        names = [subjects.blob(writer, reader, sha256, number) for number in range(_chunks(size))]
-        for start in range(0, len(names), _WINDOW):
-            for message in await self._api.last_of_each(subjects.BLOB_STREAM, names[start : start + _WINDOW]):
-                chunks[message.subject] = message.data
-        if len(chunks) < len(names):
-            raise PartGone(f"A large part of this message is no longer kept: {sha256[:12]}….")
-        content = b"".join(chunks[name] for name in names)
+        chunks: list[bytes] = []
+        for start in range(0, _chunks(size), _WINDOW):
+            window = range(start, min(start + _WINDOW, _chunks(size)))
+            names = [subjects.blob(writer, reader, sha256, number) for number in window]
+            stored = await self._api.last_of_each(subjects.BLOB_STREAM, names)
+            found = {message.subject: message.data for message in stored}
+            if len(found) < len(names):
+                raise PartGone(f"A large part of this message is no longer kept: {sha256[:12]}….")
+            chunks += [found[name] for name in names]
+        content = b"".join(chunks)
         if hashlib.sha256(content).hexdigest() != sha256:
             raise MalformedMessage(f"A large part is not what its name promises: {sha256[:12]}….")
         return content
@@ -180,7 +220,7 @@ def _size(part: Part) -> int:
     return len(part.raw) * 4 // 3 if part.raw is not None else len(part.text or "")
 
 
-def _content(part: Part) -> tuple[str, bytes]:
+def _content(part: Part) -> tuple[Literal["text", "raw", "data"], bytes]:
     if part.data is not NO_DATA:
         return "data", bytes(part.data)
     return ("raw", part.raw) if part.raw is not None else ("text", (part.text or "").encode())

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar, overload
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup
 
 from xnai.bus.background import background_tasks
@@ -27,12 +26,8 @@ from xnai.bus.stories import Storyteller
 from xnai.bus.streams import DAY, Limits, declare_agent, declare_shared
 from xnai.bus.transport import Transport
 from xnai.protocol.a2a import (
-    Artifact,
-    Message,
     Task,
-    TaskArtifactUpdateEvent,
     TaskState,
-    TaskStatusUpdateEvent,
 )
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.errors import (
@@ -50,7 +45,6 @@ from xnai.protocol.timestamps import parse_timestamp
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Holder = TypeVar("Holder", Artifact, Message)
 CALL_TIMEOUT = 30.0
 STREAM_TIMEOUT = 900.0
 TASK_TTL = 3 * DAY
@@ -279,28 +273,7 @@ class Bus:
             UnknownTask: no task of ours has this id, or it ended more than a week ago.
         """
         found = await self.found(id)
-        return await self._whole_task(found.outcome or as_task(found, await self.finder.story(found)))
-
-    async def _whole_task(self, task: Task) -> Task:
-        return msgspec.structs.replace(
-            task,
-            artifacts=tuple([await self._whole(artifact) for artifact in task.artifacts]),
-            history=tuple([await self._whole(message) for message in task.history]),
-        )
-
-    async def _whole(self, holder: Holder) -> Holder:
-        return msgspec.structs.replace(holder, parts=await self.blobs.whole(holder.parts))
-
-    async def _whole_event(self, event: Event) -> Event:
-        body = event.body
-        if isinstance(body, TaskArtifactUpdateEvent):
-            body = msgspec.structs.replace(body, artifact=await self._whole(body.artifact))
-        elif isinstance(body, TaskStatusUpdateEvent) and body.status.message is not None:
-            status = msgspec.structs.replace(body.status, message=await self._whole(body.status.message))
-            body = msgspec.structs.replace(body, status=status)
-        elif isinstance(body, Task):
-            body = await self._whole_task(body)
-        return event if body is event.body else msgspec.structs.replace(event, body=body)
+        return await self.blobs.whole_task(found.outcome or as_task(found, await self.finder.story(found)))
 
     async def found(self, id: str) -> Found:
         """The task with this id, as the broker holds it; raises UnknownTask."""
@@ -316,7 +289,7 @@ class Bus:
         """
         async with aclosing(self._stories.tell(await self.found(id), after=after)) as events:
             async for event in events:
-                yield await self._whole_event(event)
+                yield await self.blobs.whole_event(event)
 
     async def stream(
         self,

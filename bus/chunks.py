@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 import anyio
 
 from xnai.bus.blobs import Blobs
-from xnai.bus.client import Frame
 from xnai.bus.finding import Finder, read_outcome
 from xnai.bus.hearing import sequence_of
+from xnai.bus.parser import Frame
 from xnai.protocol.a2a import Part, Task, TaskArtifactUpdateEvent, TaskState
 from xnai.protocol.envelope import Envelope, encode
 from xnai.protocol.errors import InvalidPayload, InvalidResult, MalformedMessage, StreamChanged, Unavailable
@@ -36,6 +36,7 @@ class ChunkReader(Generic[T]):
         self._run = (0, "")
         self._position = 0
         self._started_over = False
+        self._winner: tuple[int, str] | None = None  # the attempt that the outcome is of, once that matters
         self._handed_out: list[int] = []
         self._frames: deque[tuple[str, int, bytes]] = deque()
         self._news = anyio.Event()
@@ -106,12 +107,14 @@ class ChunkReader(Generic[T]):
         if update.artifact.artifact_id != f"{self._id}-{facts.attempt}":
             return []  # an artifact of its own, not the stream
         run = (facts.attempt, facts.instance)
+        if self._winner is not None and run != self._winner:
+            return []
         if run != self._run:
             if facts.attempt < self._run[0]:
                 return []  # the late word of an attempt that is over
             self._run, self._position = run, 0
         if facts.index > self._position:  # a delta was lost on the way: the stored event brings it
-            if stored:
+            if stored and not self._started_over:
                 self._start_over()
             return []
         return [part for part in update.artifact.parts[self._position - facts.index :] if self._is_new(part)]
@@ -133,14 +136,16 @@ class ChunkReader(Generic[T]):
         if outcome.status.state is TaskState.COMPLETED and facts.chunks >= 0:
             if facts.chunks < len(self._handed_out):
                 raise StreamChanged(f"Attempt {facts.attempt} of {self._id} yields fewer chunks than before.")
-            if facts.chunks and (facts.attempt != self._run[0] or self._position < facts.chunks):
+            winner = (facts.attempt, facts.instance)
+            if facts.chunks and (winner != self._run or self._position < facts.chunks):
+                if self._winner is not None:
+                    raise MalformedMessage(f"The log of {self._id} lacks chunks that were counted.")
+                self._winner = winner
                 return self._start_over()
         self.outcome = outcome
 
     def _start_over(self) -> None:
-        """Chunks were missed: the log has them all."""
-        if self._started_over:
-            raise MalformedMessage(f"The log of {self._id} lacks chunks that were counted.")
+        """Chunks were missed, or belong to an attempt that was overtaken: the log has those that count."""
         self._started_over = True
         self._after = 0
         self._run, self._position = (0, ""), 0

@@ -9,43 +9,17 @@ so its minor version is pinned and `tests/test_client.py` tries them.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from nats.aio.client import Client as NatsClient
 from nats.aio.subscription import Subscription
 
-from xnai.bus.parser import MessageParser
+from xnai.bus.parser import Frame, MessageParser
 from xnai.bus.waiting import new_future
 from xnai.protocol.errors import InvalidPayload, Unavailable
 
 log = logging.getLogger(__name__)
-_STATUS = re.compile(rb"NATS/1\.0 (\d{3})")
-
-
-class Frame(msgspec.Struct, gc=False):
-    """A message as it came: `head` holds the bytes of its headers, unread."""
-
-    subject: str
-    reply: str
-    data: bytes
-    head: bytes
-
-    @property
-    def status(self) -> int:
-        """The status of a frame that the server itself made, for example 404; 0 for a message."""
-        found = _STATUS.match(self.head) if self.head else None
-        return int(found[1]) if found else 0
-
-    def header(self, name: str) -> str:
-        """The value of a header; empty when there is none."""
-        start = self.head.find(b"\r\n%b:" % name.encode())
-        if start < 0:
-            return ""
-        start += len(name) + 3
-        return self.head[start : self.head.index(b"\r\n", start)].decode().strip()
 
 
 Receive = Callable[[Frame], None]
@@ -140,14 +114,14 @@ class Client(NatsClient):
             self._pending_data_size = 0
         await self.close()
 
-    def _deliver(self, sid: int, subject: bytes, reply: bytes, data: bytes, head: bytes) -> bool:
+    def _deliver(self, sid: int, frame: Frame) -> bool:
         """Hand a message over, unless its subscription is one of nats-py's own."""
         subscription = self._subs.get(sid)
         receiver: Any = subscription._future if subscription is not None else None
         if type(receiver) is not _Receiver:
             return False
         try:
-            receiver.receive(Frame(subject.decode(), reply.decode(), data, head))
+            receiver.receive(frame)
         except Exception:  # foreign code: raised here, it would end the read loop, and so the connection
-            log.exception("a receiver failed", extra={"subject": subject.decode(errors="replace")})
+            log.exception("a receiver failed", extra={"subject": frame.subject})
         return True

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
-from xnai.bus.client import Frame
+from xnai.bus.parser import Frame
 from xnai.bus.transport import Transport
 from xnai.protocol import subjects
 

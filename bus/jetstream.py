@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from xnai.bus.client import Frame
+from xnai.bus.parser import Frame
 from xnai.bus.transport import NoResponders, Transport
 from xnai.bus.waiting import new_future, within
 from xnai.protocol.errors import Busy, Unavailable

@@ -6,10 +6,10 @@ import logging
 from collections import defaultdict
 from types import TracebackType
 
-from xnai.bus.client import Frame
 from xnai.bus.finding import read_outcome
 from xnai.bus.hearing import Hearing
 from xnai.bus.jetstream import JetStream
+from xnai.bus.parser import Frame
 from xnai.bus.transport import NoResponders, Transport
 from xnai.bus.waiting import new_future, within
 from xnai.protocol import subjects

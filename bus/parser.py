@@ -7,13 +7,41 @@ Source: the NATS client protocol, `MSG <subject> <sid> [reply] <size>` and `HMSG
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
+import msgspec
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
-Deliver = Callable[[int, bytes, bytes, bytes, bytes], bool]
-"""Gets subscription, subject, reply, data and head; False when the message is nats-py's own to handle."""
+_STATUS = re.compile(rb"NATS/1\.0 (\d{3})")
+
+
+class Frame(msgspec.Struct, gc=False):
+    """A message as it came: `head` holds the bytes of its headers, unread."""
+
+    subject: str
+    reply: str
+    data: bytes
+    head: bytes
+
+    @property
+    def status(self) -> int:
+        """The status of a frame that the server itself made, for example 404; 0 for a message."""
+        found = _STATUS.match(self.head) if self.head else None
+        return int(found[1]) if found else 0
+
+    def header(self, name: str) -> str:
+        """The value of a header; empty when there is none."""
+        start = self.head.find(b"\r\n%b:" % name.encode())
+        if start < 0:
+            return ""
+        start += len(name) + 3
+        return self.head[start : self.head.index(b"\r\n", start)].decode().strip()
+
+
+Deliver = Callable[[int, Frame], bool]
+"""Gets the number of a subscription and its message; False when that is nats-py's own to handle."""
 
 
 class MessageParser(Parser):
@@ -66,14 +94,15 @@ class MessageParser(Parser):
             end = body + int(words[-1])
             subscription = int(words[2])
             reply = words[3] if len(words) == (6 if with_head else 5) else b""
+            subject = words[1].decode()
         except (ValueError, IndexError) as error:
             raise ProtocolError(f"nats: malformed {words[0].decode(errors='replace')}") from error
         if end + 2 > len(data):
             self._wanted = end + 2 - at
             return -1
-        message, head = data[end_of_head:end], data[body:end_of_head]
-        if not self._deliver(subscription, words[1], reply, message, head):
-            await self.nc._process_msg(subscription, words[1], reply, message, head or None)
+        frame = Frame(subject, reply.decode(), data[end_of_head:end], data[body:end_of_head])
+        if not self._deliver(subscription, frame):
+            await self.nc._process_msg(subscription, words[1], reply, frame.data, frame.head or None)
         return end + 2
 
     async def _other_line(self, line: bytes) -> None:

@@ -9,7 +9,7 @@ import time
 import anyio
 import msgspec
 
-from xnai.bus.client import Frame
+from xnai.bus.parser import Frame
 from xnai.bus.transport import NoResponders, Transport
 from xnai.bus.waiting import new_future
 from xnai.protocol.errors import Busy, GateClosed, InvalidPayload, Unavailable, XnaiError

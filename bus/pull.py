@@ -17,8 +17,9 @@ import anyio
 import msgspec
 
 from xnai.bus.background import background_tasks
-from xnai.bus.client import Client, Frame
+from xnai.bus.client import Client
 from xnai.bus.jetstream import NANOSECONDS, JetStream
+from xnai.bus.parser import Frame
 from xnai.bus.transport import Transport
 from xnai.protocol import subjects
 from xnai.protocol.errors import Unavailable, XnaiError

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 
 import anyio
 
-from xnai.bus.client import Frame
 from xnai.bus.finding import Finder, Found, event_of, is_known
 from xnai.bus.hearing import Hearing, sequence_of
 from xnai.bus.jetstream import Stored
+from xnai.bus.parser import Frame
 from xnai.bus.transport import Transport
 from xnai.protocol import subjects
 from xnai.protocol.errors import Unavailable

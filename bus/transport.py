@@ -12,7 +12,8 @@ import anyio
 import msgspec
 from nats.errors import Error as NatsError
 
-from xnai.bus.client import Client, Frame, Receive
+from xnai.bus.client import Client, Receive
+from xnai.bus.parser import Frame
 from xnai.bus.waiting import new_future, within
 from xnai.protocol.errors import NoBus, NotAllowed, ServerTooOld, Unavailable
 

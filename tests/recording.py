@@ -33,10 +33,10 @@ from witness import CALLER, LIMITS, READY, TIMEOUT, ask, follow, heard, read, st
 
 from xnai.bus import Bus, Server, open_bus
 from xnai.bus.background import background_tasks
-from xnai.bus.client import Frame
 from xnai.bus.finding import event_of
 from xnai.bus.hearing import is_genuine, sequence_of
 from xnai.bus.jetstream import Stored as StoredMessage
+from xnai.bus.parser import Frame
 from xnai.protocol import subjects
 from xnai.protocol.envelope import encode
 from xnai.protocol.events import OUTCOME

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+from functools import partial
+
+import crashing_caller
 import pytest
+from crashing_caller import CALLING
 from crashing_worker import (
     AGENT,
     BEFORE_MIDWAY,
@@ -10,6 +15,7 @@ from crashing_worker import (
     MIDWAY,
     PUBLISHED,
     RECEIVED,
+    STOPPED,
     WORKER,
     WORKING,
     Options,
@@ -23,6 +29,7 @@ from xnai.protocol.events import ARTIFACT
 
 TASK = "the-task"
 CHUNKS = 8
+IN_FLIGHT = 300
 
 
 async def restart(server: Server) -> None:
@@ -170,3 +177,68 @@ async def test_twice_with_a_worker_killed_in_between(server: Server) -> None:
         await restart(server)
         await second.tell()
         await finish(run, second)
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        crashing_caller.Options(id=TASK, skill="work", payload=7),
+        crashing_caller.Options(id=TASK, skill="work", payload=7, stepwise=True),
+        crashing_caller.Options(id=TASK, skill="count", payload=CHUNKS, streams=True),
+    ],
+    ids=["call", "subscribe", "stream"],
+)
+async def test_a_caller_that_hears_nothing_until_the_task_has_ended_reads_the_outcome(
+    server: Server, asks: crashing_caller.Options
+) -> None:
+    point = MIDWAY if asks.streams else IN_THE_HANDLER
+    async with recording(server, AGENT) as run:
+        worker = await run.start(WORKER, "worker", Options(point=point, until_told=True))
+        deaf = await run.start(CALLING, "deaf", asks)
+        await run.until_at("worker", point)
+        deaf.signal(signal.SIGSTOP)
+        await restart(server)
+        run.follow(TASK)
+        await worker.tell()
+        await run.until_followed()
+        deaf.signal(signal.SIGCONT)
+        await run.until_returned("deaf")
+        assert await deaf.ended() == 0
+        run.ask(f"{AGENT}.{asks.skill}", asks.payload, id=TASK)
+        await finish(run, worker)
+
+
+async def test_a_worker_that_hears_nothing_of_a_cancel_reads_it_and_stops(server: Server) -> None:
+    async with recording(server, AGENT) as run:
+        worker = await run.start(WORKER, "worker", Options(point=IN_THE_HANDLER, until_told=True))
+        run.ask(f"{AGENT}.work", 7, id=TASK)
+        await run.until_at("worker", IN_THE_HANDLER)
+        run.follow(TASK)
+        worker.signal(signal.SIGSTOP)
+        await restart(server)
+        canceled = await run.bus.cancel(TASK)
+        assert canceled.status.state is TaskState.CANCELED
+        await run.until_returned(CALLER)
+        await run.until_followed()
+        worker.signal(signal.SIGCONT)
+        await run.until_at("worker", STOPPED)
+        await worker.tell()
+        await run.end(worker)
+        assert await run.faults(all_heard=False) == []
+
+
+async def test_three_times_while_300_tasks_are_in_flight(server: Server) -> None:
+    async with recording(server, AGENT) as run:
+        workers = [await run.start(WORKER, by, Options()) for by in ("first", "second")]
+        for number in range(IN_FLIGHT):
+            skill = ("work", "report", "count")[number % 3]
+            ask = partial(run.send_and_ask, f"{AGENT}.{skill}", CHUNKS, id=f"task-{number}")
+            run.tasks.start_soon(partial(ask, streams=skill == "count", followed=number % 10 == 0))
+        for done in (IN_FLIGHT // 10, IN_FLIGHT // 3, IN_FLIGHT // 2):
+            await run.until_returned(CALLER, times=done)
+            await restart(server)
+        await run.until_returned(CALLER, times=IN_FLIGHT)
+        await run.until_followed(times=IN_FLIGHT // 10)
+        for worker in workers:
+            await run.end(worker)
+        assert await run.faults(all_heard=False) == []

@@ -36,11 +36,16 @@ async def finish(run: Recording, *workers: Program) -> None:
     assert await run.queued() == 0
 
 
-@pytest.mark.parametrize("point", [RECEIVED, IN_THE_HANDLER])
-async def test_a_worker_is_killed_before_the_answer_and_another_gives_it(server: Server, point: str) -> None:
+@pytest.mark.parametrize(
+    ("skill", "point"),
+    [("work", RECEIVED), ("work", IN_THE_HANDLER), ("report", MIDWAY), ("count", RECEIVED)],
+)
+async def test_a_worker_is_killed_before_the_answer_and_another_gives_it(
+    server: Server, skill: str, point: str
+) -> None:
     async with recording(server, AGENT) as run:
         first = await run.start(WORKER, "first", Options(point=point))
-        run.ask(f"{AGENT}.work", 7, id=TASK)
+        (run.read if skill == "count" else run.ask)(f"{AGENT}.{skill}", CHUNKS, id=TASK)
         await run.until_at("first", point)
         run.follow(TASK)
         await run.kill(first)
@@ -51,10 +56,13 @@ async def test_a_worker_is_killed_before_the_answer_and_another_gives_it(server:
         assert run.attempts(TASK)[-1] == 2
 
 
-async def test_two_workers_are_killed_the_second_when_it_had_begun_to_work(server: Server) -> None:
+@pytest.mark.parametrize("skill", ["work", "count"])
+async def test_two_workers_are_killed_the_second_when_it_had_begun_to_work(
+    server: Server, skill: str
+) -> None:
     async with recording(server, AGENT) as run:
         first = await run.start(WORKER, "first", Options(point=RECEIVED))
-        run.ask(f"{AGENT}.work", 7, id=TASK)
+        (run.read if skill == "count" else run.ask)(f"{AGENT}.{skill}", CHUNKS, id=TASK)
         await run.until_at("first", RECEIVED)
         run.follow(TASK)
         await run.kill(first)

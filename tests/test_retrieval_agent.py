@@ -169,6 +169,21 @@ async def test_a_server_that_does_not_answer_is_an_error_of_the_start(tmp_path: 
     assert not (tmp_path / ".xnai").exists()
 
 
+async def test_run_by_hand_it_keeps_passages_in_the_stack_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (below := tmp_path / "stack" / "below").mkdir(parents=True)
+    monkeypatch.setattr(configure, "folder", None)
+    monkeypatch.chdir(below)
+    with anyio.fail_after(30):
+        with pytest.raises(InvalidSettings, match=r"There is no \.xnai folder in .*below or above it"):
+            async with running(retrieval):
+                pass
+        (tmp_path / "stack" / ".xnai").mkdir()
+        async with running(retrieval):
+            assert (tmp_path / "stack" / ".xnai" / "retrieval").is_dir()
+
+
 def test_settings_that_do_not_exist_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"\[agents\.retrieval\.settings\] address: "):
         configure({"address": "http://127.0.0.1:1"}, tmp_path)

@@ -20,7 +20,7 @@ from recording import Recording, recording
 from witness import CALLER
 
 from xnai.bus import Server
-from xnai.bus.client import Frame
+from xnai.bus.parser import Frame
 from xnai.protocol import subjects
 from xnai.protocol.events import ARTIFACT, OUTCOME
 
