@@ -77,7 +77,7 @@ class Children:
         again = 0
         while True:
             id = child_id(self._run.task.id, to, key, nth=nth, again=again)
-            if self._run.attempt == 1:
+            if self._run.fresh:
                 return id, False
             found = await self._bus.finder.find(id, agents=[agent])
             if found is None or found.outcome is None or found.outcome.status.state is TaskState.COMPLETED:

@@ -119,6 +119,7 @@ class Handler:
             task=task,
             deadline=deadline,
             attempt=past.attempt,
+            fresh=past is FRESH,
         )
         if past is not FRESH:
             await run.reporter.working()

@@ -37,6 +37,7 @@ class Run:
     """A task, and the attempt at it.
 
     Attributes:
+        fresh: whether nothing of this task can have happened before.
         request: the message with its large parts in place, once they are there.
         key: who sent the task, and its id.
         recorded: whether the log names this attempt, so that it counts after a crash.
@@ -57,10 +58,11 @@ class Run:
         task: Envelope,
         deadline: float,
         attempt: int,
+        fresh: bool,
     ) -> None:
         self.task, self.skill, self.delivery, self.attempt = task, skill, delivery, attempt
         self.request = task.message
-        self.deadline = deadline
+        self.deadline, self.fresh = deadline, fresh
         self.key = task.sender, task.id
         self.began = time.monotonic()
         self.recorded = False

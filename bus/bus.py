@@ -322,7 +322,7 @@ class Bus:
         async with AsyncExitStack() as stack:
             stack.callback(lambda: self._leave(task) if reader.outcome is None and abandon() else None)
             stack.enter_context(self.hearing.listen(task.id, reader.take))
-            stack.enter_context(self.transport.when_back(reader.read_again))
+            stack.enter_context(self.transport.when_lost(reader.read_again))
             sent = await self._sender.send(task, look_first=order.given, timeout=_patience(task))
             if sent.instance != self.instance:
                 await stack.enter_async_context(self.hearing.listen_elsewhere(task.id))

@@ -66,9 +66,12 @@ class ChunkReader(Generic[T]):
         except Unavailable:
             self.must_read = True
             raise
-        for event in events:
-            if event.kind in (ARTIFACT, OUTCOME):
-                self._frames.append((event.kind, event.sequence, encode(event.body)))
+        read = [
+            (event.kind, event.sequence, encode(event.body))
+            for event in events
+            if event.kind in (ARTIFACT, OUTCOME)
+        ]
+        self._frames.extendleft(reversed(read))  # ahead of what was heard meanwhile, which lies behind it
 
     @property
     def streamed(self) -> bool:

@@ -20,6 +20,7 @@ from xnai.bus.waiting import new_future
 from xnai.protocol.errors import InvalidPayload, Unavailable
 
 log = logging.getLogger(__name__)
+_SYNC_TIMEOUT = 2  # seconds; nats-py waits for an answer that a lost link never brings
 
 
 Receive = Callable[[Frame], None]
@@ -105,7 +106,7 @@ class Client(NatsClient):
         nats-py's own `flush` writes its PING ahead of what is still pending, and so may return too early.
         """
         await self._flush_pending(force_flush=True)
-        await self.flush()
+        await self.flush(_SYNC_TIMEOUT)
 
     async def shut(self) -> None:
         """Close for good. While the link is down nats-py would write to a transport that is gone."""

@@ -132,7 +132,7 @@ class Sender:
             until = parse_timestamp(task.deadline) + KEPT_AFTER_THE_END
             data = await self._bus.blobs.fit(task, reader=task.agent, until=until)
         receipt = await self._store(task, data, timeout)
-        if receipt.duplicate and look_first:
+        if receipt.duplicate:  # ours, sent again because the first receipt was lost, or somebody else's
             found = await self._bus.finder.find(task.id)
             if found is None:
                 raise IdConflict(f"The id {task.id} belongs to a task of another sender.")

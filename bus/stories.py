@@ -32,7 +32,7 @@ class Storyteller:
         """Events beyond the sequence `after`; ends behind the outcome."""
         heard = _Heard()
         async with self._hearing.listen_elsewhere(found.id):
-            with self._hearing.listen(found.id, heard.take), self._transport.when_back(heard.read_again):
+            with self._hearing.listen(found.id, heard.take), self._transport.when_lost(heard.read_again):
                 while True:
                     for event in await self._next(found, heard, after):
                         after = event.sequence
@@ -50,6 +50,8 @@ class Storyteller:
                     raise
                 heard.must_read = True  # once the link is back
         await heard.wait()
+        if heard.must_read:  # what is heard now may lie beyond a gap
+            return []
         return [event for event in heard.drain() if event.sequence > after]
 
 

@@ -79,6 +79,7 @@ class Transport:
         self._replies: dict[str, Receive] = {}
         self._changed = anyio.Event()
         self._when_back: list[Callable[[], None]] = []
+        self._when_lost: list[Callable[[], None]] = []
 
     @property
     def connected(self) -> bool:
@@ -186,15 +187,11 @@ class Transport:
                     await subscription.unsubscribe()
 
     async def flush(self) -> None:
-        """Return once the server has read all that was written.
+        """Return once the server has read all that was written, subscriptions above all.
 
-        Raises:
-            Unavailable: it does not say so in time.
+        A question, because it is asked again when the link is lost meanwhile. Raises Unavailable.
         """
-        try:
-            await self.client.sync()
-        except NatsError as error:
-            raise Unavailable(f"The broker at {self.address} did not answer: {error}.") from error
+        await self.request("$JS.API.INFO")
 
     async def reconnections(self) -> AsyncIterator[None]:
         """Yield after each time that the link was lost and found; two in quick succession may be one."""
@@ -204,6 +201,15 @@ class Transport:
                 await self._changed.wait()
             seen = self.generation
             yield
+
+    @contextmanager
+    def when_lost(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call `callback` each time that the link is lost, before anything of the next one is heard."""
+        self._when_lost.append(callback)
+        try:
+            yield
+        finally:
+            self._when_lost.remove(callback)
 
     @contextmanager
     def when_back(self, callback: Callable[[], None]) -> Iterator[None]:
@@ -228,6 +234,8 @@ class Transport:
     async def _disconnected(self) -> None:
         if not self.client.is_closed:
             log.warning("the link to the broker is lost", extra={"broker": self.address})
+            for callback in tuple(self._when_lost):
+                callback()
 
     async def _failed(self, error: Exception) -> None:
         refused = "permissions violation" in str(error).lower()

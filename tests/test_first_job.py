@@ -106,14 +106,17 @@ def ask(folder: Path, question: str, *options: str) -> Answer:
 
 
 def test_documents_are_taken_in_and_asked_about_by_two_commands(plain: Path, library: Path) -> None:
-    done = xnai(plain, "ingest", str(library), "pydoc:with")
+    menu = library.rename(library.with_name("menu"))
+    (menu / "planets.md").unlink()
+    (menu / "cats.md").write_text("# Cats\n\n## Meals\n\nFor a kitten there is salmon on the menu.\n")
+    done = xnai(plain, "ingest", str(menu), "pydoc:del")
     assert done.returncode == 0, done.stderr
-    assert "3 documents in" in done.stdout
-    assert "stored: library/cats.md (1/3)" in done.stderr
+    assert "2 documents in" in done.stdout
+    assert done.stderr == "stored: menu/cats.md (1/2)\nstored: pydoc:del (2/2)\n"
     done = xnai(plain, "ask", "What is on the menu for a kitten?", "--limit", "1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[1] library/cats.md › Cats › Food (0.")
-    assert "    Cats eat fish." in done.stdout
+    assert done.stdout.startswith("[1] menu/cats.md › Cats › Meals (0.")
+    assert "    For a kitten there is salmon on the menu." in done.stdout
     assert done.stderr == (
         "There is no answer in words: [agents.inference.settings] of xnai.toml names no model.\n"
     )
@@ -123,7 +126,7 @@ def test_every_cited_span_is_verbatim_in_its_source(plain: Path, library: Path) 
     asked = [str(library), "pydoc:with"]
     assert xnai(plain, "ingest", *asked).returncode == 0
     read = {item.source: item.text for item in read_sources(asked) if isinstance(item, Document)}
-    for name in ("library", "pydoc:"):
+    for name in ("library", "pydoc:with"):
         answer = ask(plain, "How is a file closed?", "--limit", "100", "--under", name)
         assert answer.passages
         for passage in answer.passages:
