@@ -23,6 +23,8 @@ from xnai.protocol.names import new_id
 T = TypeVar("T")
 JSON = "application/json"
 BYTES = "application/octet-stream"
+_NOT_AS_TEXT = (bytes, bytearray, memoryview)
+"""A text part is no bytes; within `data`, where JSON has only strings, they are base64."""
 _EXACT = (int, float, bool, str, bytes, type(None))
 
 
@@ -113,7 +115,7 @@ class Codec(Generic[T]):
             return value
         if isinstance(value, bytes) and self.type is str:
             raise ValueError("it holds bytes")
-        return msgspec.convert(value, self.type, dec_hook=_read_foreign)
+        return msgspec.convert(value, self.type, builtin_types=_NOT_AS_TEXT, dec_hook=_read_foreign)
 
     def write(self, value: T) -> tuple[Part, ...]:
         """`value` as parts, if it is of this type.

@@ -70,7 +70,9 @@ async def run(arguments: argparse.Namespace) -> int:
         async def listen() -> None:
             await first_of(signals)
             leave.set()
-            if not consuming:
+            if consuming:
+                say(f"{agent.name} is leaving")
+            else:
                 starting.cancel()
 
         consuming = False
