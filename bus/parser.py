@@ -93,7 +93,7 @@ class MessageParser(Parser):
             end_of_head = body + int(words[-2]) if with_head else body
             end = body + int(words[-1])
             subscription = int(words[2])
-            reply = words[3] if len(words) == (6 if with_head else 5) else b""
+            (reply,) = words[3 : -2 if with_head else -1] or (b"",)
             subject = words[1].decode()
         except (ValueError, IndexError) as error:
             raise ProtocolError(f"nats: malformed {words[0].decode(errors='replace')}") from error

@@ -24,7 +24,6 @@ from xnai.agents.inference.llama import CancelFlag
 from xnai.agents.inference.minilm import default_cache, prepare_minilm
 from xnai.agents.inference.requests import MINILM, Embeddings, GenerateRequest, Models
 from xnai.agents.settings import AgentSettings, Configuration, Positive
-from xnai.bus.background import background_tasks
 from xnai.protocol import InvalidPayload
 
 NO_MODEL = (
@@ -75,23 +74,30 @@ class Engine:
         Raises:
             Reject: the request can never succeed.
         """
-        returned = False
+        ended = anyio.Event()
+        result: T | Exception
 
-        async def set_if_canceled() -> None:
+        async def work() -> None:
+            nonlocal result
             try:
-                await anyio.sleep_forever()
+                result = await anyio.to_thread.run_sync(function, limiter=self._threads)
+            except Exception as error:  # raised again below, where it does not become an ExceptionGroup
+                result = error
             finally:
-                if not returned:
-                    flag.set()
+                ended.set()
 
-        async with background_tasks() as tasks:
-            tasks.start_soon(set_if_canceled)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
             try:
-                return await anyio.to_thread.run_sync(function, limiter=self._threads)
-            except _HOPELESS as error:
-                raise Reject(str(error)) from error
-            finally:
-                returned = True
+                await ended.wait()
+            except anyio.get_cancelled_exc_class():
+                flag.set()
+                raise
+        if isinstance(result, _HOPELESS):
+            raise Reject(str(result)) from result
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
 @agent.lifespan
