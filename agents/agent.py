@@ -103,7 +103,12 @@ class Agent:
         """Hold something for the agent's life: an async generator that yields once.
 
         It runs before the first task; what it yields is `ctx.state`; its end runs behind the last task.
+
+        Raises:
+            InvalidAgent: there is one already.
         """
+        if self._lifespan is not nullcontext:
+            raise InvalidAgent(f"Agent {self.name} has a lifespan already.")
         self._lifespan = asynccontextmanager(hold)
         return hold
 

@@ -72,6 +72,7 @@ class Conclusion:
         log.error("an attempt failed: %s", run, exc_info=error)
         text = str(error) if isinstance(error, XnaiError) else f"{type(error).__name__}: {error}"
         text = text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
+        text = text.encode("utf-8", "replace").decode()
         info = ErrorInfo(code="handler_error", message=text, retryable=True)
         if isinstance(error, TaskFailed) and not error.retryable:
             info = msgspec.structs.replace(info, retryable=False)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import copy_context
 
 import anyio
 from anyio.abc import TaskGroup
@@ -93,6 +94,7 @@ class Worker:
         self._guard = LoopGuard(agent)
         self._ack_wait = limits.ack_wait
         self._tasks: TaskGroup
+        self._context = copy_context()  # with what the lifespan has set; a delivery comes in the connection's
         handler.on_full_log = self._pause
 
     @property
@@ -158,7 +160,7 @@ class Worker:
             self._ready[delivery.lane.rank].append((delivery, past))
             if self._slots < self.agent.concurrency:
                 self._slots += 1
-                self._tasks.start_soon(self._slot)
+                self._context.run(self._tasks.start_soon, self._slot)
 
     async def _slot(self) -> None:
         """Handle one task after another in one scope, until a handler is stopped, which cancels the scope."""

@@ -11,10 +11,11 @@ from xnai.bus.finding import Finder, read_outcome
 from xnai.bus.publisher import Publisher
 from xnai.bus.streams import KEPT_AFTER_THE_END
 from xnai.protocol import subjects
-from xnai.protocol.a2a import Message, Part, Role, Task, TaskState
+from xnai.protocol.a2a import Message, Role, Task, TaskState
 from xnai.protocol.envelope import Envelope, encode
 from xnai.protocol.errors import GateClosed, TaskNotCancelable, Unavailable
 from xnai.protocol.events import CANCEL, OUTCOME, ErrorInfo, Facts, outcome
+from xnai.protocol.payload import part_of
 from xnai.protocol.subjects import EventSubject
 from xnai.protocol.timestamps import format_timestamp
 
@@ -50,7 +51,7 @@ class Owner:
         wish = Message(
             message_id=f"{task.id}-cancel",
             role=Role.USER,
-            parts=(Part(text=reason),),
+            parts=(part_of(reason),),
             task_id=task.id,
             context_id=task.context,
         )

@@ -98,6 +98,12 @@ class Finder:
         stored = await self._api.last(subjects.log_stream(agent), subjects.gate(agent, sender, id))
         return None if stored is None else read_outcome(stored.data)
 
+    async def ended_by(self, found: Found, sequence: int) -> bool:
+        """Whether its outcome stands in the log at `sequence` or before."""
+        gate = subjects.gate(found.agent, found.sender, found.id)
+        stored = await self._api.last(subjects.log_stream(found.agent), gate)
+        return stored is not None and stored.sequence <= sequence
+
     async def story(self, found: Found | Envelope, *, after: int = 0) -> list[Event]:
         """The events of a task that stand in its log beyond the sequence `after`, in order."""
         pattern = subjects.log(found.agent, found.sender, found.id)

@@ -86,23 +86,22 @@ class MessageParser(Parser):
 
     async def _message(self, data: bytes, at: int, end_of_line: int) -> int:
         """Deliver the message whose line begins at `at`; where it ends, or -1 when it is not all there."""
-        words = data[at:end_of_line].split(b" ")
+        kind, *words = data[at:end_of_line].split(b" ")
         body = end_of_line + 2
         try:
-            with_head = words[0] == b"HMSG"
-            end_of_head = body + int(words[-2]) if with_head else body
-            end = body + int(words[-1])
-            subscription = int(words[2])
-            (reply,) = words[3 : -2 if with_head else -1] or (b"",)
-            subject = words[1].decode()
+            subject, number, *words = words
+            end = body + int(words.pop())
+            end_of_head = body + int(words.pop()) if kind == b"HMSG" else body
+            (reply,) = words or (b"",)
+            subscription = int(number)
+            frame = Frame(subject.decode(), reply.decode(), data[end_of_head:end], data[body:end_of_head])
         except (ValueError, IndexError) as error:
-            raise ProtocolError(f"nats: malformed {words[0].decode(errors='replace')}") from error
+            raise ProtocolError(f"nats: malformed {kind.decode()}") from error
         if end + 2 > len(data):
             self._wanted = end + 2 - at
             return -1
-        frame = Frame(subject, reply.decode(), data[end_of_head:end], data[body:end_of_head])
         if not self._deliver(subscription, frame):
-            await self.nc._process_msg(subscription, words[1], reply, frame.data, frame.head or None)
+            await self.nc._process_msg(subscription, subject, reply, frame.data, frame.head or None)
         return end + 2
 
     async def _other_line(self, line: bytes) -> None:

@@ -33,7 +33,7 @@ class Storyteller:
         heard = _Heard()
         async with self._hearing.listen_elsewhere(found.id):
             with self._hearing.listen(found.id, heard.take), self._transport.when_lost(heard.read_again):
-                while True:
+                while not (heard.must_read and after and await self._finder.ended_by(found, after)):
                     for event in await self._next(found, heard, after):
                         after = event.sequence
                         yield event

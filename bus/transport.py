@@ -15,13 +15,14 @@ from nats.errors import Error as NatsError
 from xnai.bus.client import Client, Receive
 from xnai.bus.parser import Frame
 from xnai.bus.waiting import new_future, within
-from xnai.protocol.errors import NoBus, NotAllowed, ServerTooOld, Unavailable
+from xnai.protocol.errors import InvalidArgument, NoBus, NotAllowed, ServerTooOld, Unavailable
 
 log = logging.getLogger(__name__)
 _NEEDED_API_LEVEL = 2
 _REQUEST_TIMEOUT = 5.0
 _PING_INTERVAL = 10
 _RECONNECT_DELAY = 0.2
+_SCHEMES, _PORT = ("nats", "tls"), 4222
 
 
 class _Api(msgspec.Struct, frozen=True):
@@ -51,10 +52,11 @@ async def open_transport(
         NoBus: nothing answers there.
         NotAllowed: it does not take the token, or offers no JetStream to it.
         ServerTooOld: it is older than 2.12.
+        InvalidArgument: `url` is no address.
     """
     transport = Transport(Client(), _shown(url))
-    await transport.connect(url, token, name)
     try:
+        await transport.connect(url, token, name)
         yield transport
     finally:
         with anyio.CancelScope(shield=True):
@@ -63,8 +65,15 @@ async def open_transport(
 
 def _shown(url: str) -> str:
     """The address without the secrets in it."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _PORT
+    except ValueError:  # a port that is no number, a bracket that stays open
+        parts, port = urlsplit(""), 0
+    if parts.scheme not in _SCHEMES or not parts.hostname or "," in parts.netloc:
+        raise InvalidArgument("This is no address of a broker. It looks like this: nats://127.0.0.1:4222")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port}"
 
 
 class Transport:

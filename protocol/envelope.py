@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from xnai.protocol.a2a import Message
-from xnai.protocol.errors import MalformedMessage
+from xnai.protocol.errors import InvalidPayload, MalformedMessage
 from xnai.protocol.subjects import TaskSubject
 
 T = TypeVar("T")
@@ -49,8 +49,20 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
         return TaskSubject(self.agent, self.lane, self.sender, self.skill, self.id)
 
 
-encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
 _envelopes = msgspec.json.Decoder(Envelope)
+
+
+def encode(value: object) -> bytes:
+    """What goes onto the wire: canonical JSON.
+
+    Raises:
+        InvalidPayload: a text in it is no valid Unicode.
+    """
+    try:
+        return _encode(value)
+    except UnicodeEncodeError as error:
+        raise InvalidPayload(f"A text in it cannot be sent: {error}.") from error
 
 
 def read_envelope(data: bytes, subject: TaskSubject) -> Envelope:

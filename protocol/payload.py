@@ -4,17 +4,19 @@
 |---|---|
 | `str` | `text` |
 | `bytes` | `raw`, `application/octet-stream` |
-| anything else that msgspec or Pydantic can write | `data`, `application/json` |
+| anything else that msgspec or Pydantic can write | `data`, `application/json` (no NaN, no infinity) |
 | an A2A `Message` or `Part` | as it is |
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, get_args
 
 import msgspec
+from msgspec.inspect import CustomType, type_info
 
 from xnai.protocol.a2a import NO_DATA, Message, Part, Role
 from xnai.protocol.errors import InvalidPayload
@@ -25,6 +27,7 @@ JSON = "application/json"
 BYTES = "application/octet-stream"
 _NOT_AS_TEXT = (bytes, bytearray, memoryview)
 """A text part is no bytes; within `data`, where JSON has only strings, they are base64."""
+_SHOWN = 5  # problems of a value that are named
 _EXACT = (int, float, bool, str, bytes, type(None))
 
 
@@ -47,10 +50,10 @@ def part_of(value: object) -> Part:
     """`value` as one part.
 
     Raises:
-        InvalidPayload: it cannot be written as JSON.
+        InvalidPayload: it cannot be written as JSON, or as UTF-8.
     """
     if type(value) is str:
-        return Part(text=value)
+        return Part(text=value) if value.isascii() else _checked(Part(text=value))
     if isinstance(value, Part):
         return _checked(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -64,20 +67,58 @@ def parts_of(value: object) -> tuple[Part, ...]:
 
 
 def _checked(part: Part) -> Part:
-    """A part that an author made: its data must be JSON, or nobody could read the message."""
-    if part.data is not NO_DATA:
-        try:
+    """A part that an author made: what nobody could write or read would end more than its task."""
+    try:
+        if part.data is not NO_DATA:
             msgspec.json.decode(part.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidPayload(f"The data of this part is no JSON: {error}.") from error
+        msgspec.json.encode(part)
+    except UnicodeEncodeError as error:
+        raise InvalidPayload(f"This text cannot be sent: {error}.") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        raise InvalidPayload(f"The data of this part is no JSON: {error}.") from error
     return part
 
 
 def _json(value: object) -> bytes:
     try:
-        return _encode(value)
+        written = _encode(value)
+        if isinstance(value, msgspec.Raw):
+            msgspec.json.decode(written)
+        elif b"null" in written and _has_no_json(msgspec.to_builtins(value, enc_hook=_write_foreign)):
+            raise ValueError("JSON has no NaN and no infinity")
+        return written
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidPayload(f"This value cannot be sent: {error}.") from error
+
+
+def _has_no_json(value: object) -> bool:
+    """Whether a float is in it that would be written as null."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    inner: Iterable[object] = ()
+    if isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inner = value
+    return any(map(_has_no_json, inner))
+
+
+def _check_type(type: Any) -> None:
+    """Raises TypeError for a type of which no value could ever be read."""
+    if not {Part, Message}.isdisjoint(get_args(type)):
+        raise TypeError("a Part or a Message stands for itself, not in a union")
+    todo, seen = [cast(object, type_info(type))], set[int]()
+    while todo:
+        info = todo.pop()
+        if id(info) in seen:
+            continue
+        seen.add(id(info))
+        if isinstance(info, CustomType) and not hasattr(info.cls, "model_validate"):
+            raise TypeError(f"values of type {_name(info.cls)} have no place in a message")
+        if isinstance(info, (tuple, list)):
+            todo.extend(info)
+        elif isinstance(info, msgspec.Struct):
+            todo.extend(getattr(info, field) for field in info.__struct_fields__)
 
 
 class Codec(Generic[T]):
@@ -86,6 +127,7 @@ class Codec(Generic[T]):
     def __init__(self, type: Any) -> None:
         self.type = type
         try:
+            _check_type(type)
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(type, dec_hook=_read_foreign)
         except (TypeError, NotImplementedError) as error:
             raise InvalidPayload(f"{type!r} is no type of a payload: {error}.") from error
@@ -99,13 +141,15 @@ class Codec(Generic[T]):
         if self.type is Message:
             whole = message or Message(message_id=new_id(), role=Role.AGENT, parts=parts)
             return cast(T, whole)
+        if not parts:
+            raise InvalidPayload("This message has no parts.")
         part = parts[0]
         if self.type is Part:
             return cast(T, part)
         try:
             return cast(T, self._read(part))
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            raise InvalidPayload(f"This is no {_name(self.type)}: {error}.") from error
+            raise InvalidPayload(f"This is no {_name(self.type)}: {_sentence(error)}.") from error
 
     def _read(self, part: Part) -> Any:
         if part.data is not NO_DATA:
@@ -147,6 +191,13 @@ def codec_of(type: type[T]) -> Codec[T]:
         return _codec_of_hashable(cast(Hashable, type))
     except TypeError:  # an annotation with an unhashable argument
         return Codec(type)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; a Pydantic one says it in several lines."""
+    if details := getattr(error, "errors", None):
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in details()[:_SHOWN])
+    return str(error)
 
 
 def _name(type: Any) -> str:
