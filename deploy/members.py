@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 
@@ -93,7 +94,8 @@ class Member:
                 await process.wait()
                 return
             self._show("stderr", "did not leave in time and is killed")
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have left just now
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
     async def _read(self, stream: ByteReceiveStream, kind: str) -> None:

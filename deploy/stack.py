@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -105,27 +105,31 @@ class Stack:
             pid = file.stem.rpartition("_")[2]
             if pid.isdecimal() and self._is_our_server(int(pid)):
                 log.warning("ending the server of a stack that was killed", extra={"pid": pid})
-                await _end(int(pid))
+                await self._end(int(pid))
 
     def _is_our_server(self, pid: int) -> bool:
         """A process id is used again: what counts is the configuration that it runs with."""
-        said = subprocess.run(
-            ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
-        ).stdout
-        return str(self.server_folder / "nats-server.conf") in said
+        return str(self.server_folder / "nats-server.conf") in _arguments(pid)
 
-
-async def _end(pid: int) -> None:
-    until = time.monotonic() + _LEFTOVER_TIMEOUT
-    number = signal.SIGTERM
-    try:
-        while True:
-            os.kill(pid, number)
+    async def _end(self, pid: int) -> None:
+        until = time.monotonic() + _LEFTOVER_TIMEOUT
+        while self._is_our_server(pid):
+            number = signal.SIGTERM if time.monotonic() < until else signal.SIGKILL
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
             await anyio.sleep(0.05)
-            if time.monotonic() > until:
-                number = signal.SIGKILL
-    except ProcessLookupError:
-        return
+
+
+def _arguments(pid: int) -> str:
+    """What a process was started with; nothing if it has ended, even where nobody collects the ended ones."""
+    if Path("/proc/self/cmdline").exists():  # Linux, where `ps` may not be installed
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            return ""
+    return subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
 
 
 def _read(file: Path) -> str | None:
