@@ -143,7 +143,12 @@ class Handler:
         if isinstance(result, Exception):
             await self._conclusion.of_error(run, result)
         else:
-            await self._conclusion.of_result(run, result)
+            try:
+                await self._conclusion.of_result(run, result)
+            except (
+                InvalidPayload
+            ) as error:  # it can never be stored, so another attempt would go the same way
+                await self._conclusion.of_error(run, WrongResult(str(error)))
 
     def _refusal(self, task: Envelope, deadline: float, past: Past) -> tuple[TaskState, ErrorInfo] | None:
         """Why a task ends before any work, if it does."""

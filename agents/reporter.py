@@ -48,6 +48,7 @@ class Reporter:
     def __init__(self, bus: Bus, agent: str, run: Run) -> None:
         self._bus, self._agent, self._run = bus, agent, run
         self._numbers: Counter[str] = Counter()
+        self._begun = 0
         self.artifacts: list[Artifact] = []
 
     @property
@@ -84,11 +85,12 @@ class Reporter:
         await self._tell(STATUS, self._status(TaskState.WORKING, self.facts(), message))
 
     async def artifact(self, name: str, value: object) -> None:
-        number = len(self.artifacts) + 1
-        id = f"{self._run.task.id}-{self._run.attempt}-{number}"
-        artifact = Artifact(artifact_id=id, name=name, parts=(part_of(value),))
-        self.artifacts.append(artifact)
+        parts = (part_of(value),)
+        self._begun += 1
+        id = f"{self._run.task.id}-{self._run.attempt}-{self._begun}"
+        artifact = Artifact(artifact_id=id, name=name, parts=parts)
         await self._tell(ARTIFACT, self.update(artifact, last=True))
+        self.artifacts.append(artifact)  # one that was refused has no place in the outcome either
 
     async def chunks(self, index: int, parts: tuple[Part, ...], *, last: bool) -> None:
         """Chunks of the stream that is this task's answer, the first of which has the number `index`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeVar, overload
 
 import anyio
@@ -363,7 +363,8 @@ class Bus:
             raise TaskNotCancelable(f"The task {id} has ended and cannot be canceled.")
         task = found.queued[0]
         with self.calls.open(task) as call:
-            async with self.hearing.listen_elsewhere(id):
+            hearing = nullcontext() if task.instance == self.instance else self.hearing.listen_elsewhere(id)
+            async with hearing:
                 await self.owner.cancel(task, reason)
                 try:
                     return await call.outcome(_CANCEL_GRACE)

@@ -5,12 +5,11 @@ The outcome is stored before the task is acknowledged and leaves the queue.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from xnai.bus.jetstream import JetStream, Stored
-from xnai.bus.transport import NoResponders
 from xnai.protocol import subjects
 from xnai.protocol.a2a import Artifact, Message, Task, TaskArtifactUpdateEvent, TaskState, TaskStatus
 from xnai.protocol.envelope import Envelope, read_envelope
@@ -45,6 +44,7 @@ class Finder:
 
     def __init__(self, api: JetStream, name: str) -> None:
         self._api, self._name = api, name
+        self._known: list[str] = []
 
     async def agents(self) -> list[str]:
         """Every agent that was ever declared, sorted."""
@@ -52,32 +52,43 @@ class Finder:
         return sorted(subjects.agent_of_stream(name) for name in names)
 
     async def find(self, id: str, *, agents: Iterable[str] | None = None) -> Found | None:
-        """The task with this id, looked for with `agents` or with all."""
-        for agent in agents if agents is not None else await self.agents():
-            if found := await self._find_with(agent, id):
-                return found
+        """The task with this id, looked for with `agents` or with all.
+
+        Those that are known are asked first; only then whether there are more.
+        """
+        if agents is not None:
+            return await self._find_with(list(agents), id)
+        known = self._known
+        if known and (found := await self._find_with(known, id)):
+            return found
+        self._known = await self.agents()
+        return await self._find_with([agent for agent in self._known if agent not in known], id)
+
+    async def _find_with(self, agents: Sequence[str], id: str) -> Found | None:
+        queues = [(subjects.task_stream(agent), subjects.queued(agent, self._name, id)) for agent in agents]
+        gates = [(subjects.log_stream(agent), subjects.gate(agent, self._name, id)) for agent in agents]
+        found = await self._api.last_in_each((*queues, *gates))
+        # All are read at once, in no order: a task that ended meanwhile may be missing in both, for a moment.
+        if not any(found):
+            found = await self._api.last_in_each(gates)
+        for stored in found[-len(gates) :]:
+            if stored is not None:
+                return self._ended(stored)
+        for stored in found[: len(queues)]:
+            if stored is not None:
+                return self._queued(stored)
         return None
 
-    async def _find_with(self, agent: str, id: str) -> Found | None:
-        try:
-            queued = await self._api.last(subjects.task_stream(agent), subjects.queued(agent, self._name, id))
-            gate = subjects.gate(agent, self._name, id)
-            ended = await self._api.last(subjects.log_stream(agent), gate)
-        except NoResponders:  # its streams are gone or not yet made
-            return None
-        if ended is not None:
-            return self._ended(ended)
-        if queued is None:
-            return None
-        task = read_envelope(queued.data, subjects.read_task(queued.subject))
+    def _queued(self, stored: Stored) -> Found:
+        task = read_envelope(stored.data, subjects.read_task(stored.subject))
         return Found(
-            id=id,
-            agent=agent,
+            id=task.id,
+            agent=task.agent,
             sender=task.sender,
             instance=task.instance,
             skill=task.skill,
             request=task.message,
-            queued=(task, queued),
+            queued=(task, stored),
         )
 
     def _ended(self, stored: Stored) -> Found:

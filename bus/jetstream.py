@@ -7,7 +7,7 @@ gets), ADR-8; the behaviour is pinned by tests on a real server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -101,8 +101,13 @@ class JetStream:
         Raises:
             NoResponders: there is no such stream, or it is electing a leader.
         """
-        frame = await self.transport.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
+        frame = await self.transport.request(_last_of(stream, subject))
         return None if frame.status == 404 else _stored(frame)
+
+    async def last_in_each(self, places: Iterable[tuple[str, str]]) -> list[Stored | None]:
+        """The last message under each subject of each stream, all at once; None also without the stream."""
+        frames = await self.transport.request_all(_last_of(stream, subject) for stream, subject in places)
+        return [None if frame.status in (404, 503) else _stored(frame) for frame in frames]
 
     async def last_of_each(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
         """The last message of every subject that one of `subjects`, patterns allowed, takes."""
@@ -153,6 +158,10 @@ class JetStream:
         if end.status not in (204, 404):
             raise Unavailable(f"The broker did not hand out {stream}: status {end.status}.")
         return found, end.status == 204 and end.header("Nats-Num-Pending") not in ("", "0")
+
+
+def _last_of(stream: str, subject: str) -> str:
+    return f"$JS.API.DIRECT.GET.{stream}.{subject}"
 
 
 def _stored(frame: Frame) -> Stored:

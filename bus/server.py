@@ -6,11 +6,14 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
+import sys
 import sysconfig
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -22,6 +25,7 @@ OLDEST = (2, 12)
 _START_TIMEOUT = 20.0
 _STOP_TIMEOUT = 10.0
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
+_PR_SET_PDEATHSIG = 1
 _FREE_DISK_SHARE = 0.6  # of what is free now may become the store: a full disk kills streams until a restart
 
 
@@ -65,6 +69,7 @@ class Server:
         Raises:
             NoBus: it does not come up; the last line of its log says why.
             ServerTooOld: there is only an older one.
+            InvalidSettings: the `binary` of the options is no nats-server.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         ports = self.folder / "ports"
@@ -73,6 +78,8 @@ class Server:
         config = self.folder / "nats-server.conf"
         write_secret(config, self._config())
         binary = self.options.binary or find_binary()
+        if self.options.binary:
+            version_of(binary)
         log = (self.folder / "nats-server.log").open("ab")
         with log:
             self.process = subprocess.Popen(
@@ -81,6 +88,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C at the terminal is for us to pass on, last
+                preexec_fn=_ending_with_us(),  # noqa: PLW1509  # one system call, all loaded beforehand
             )
         await self._wait(ports)
 
@@ -132,6 +140,15 @@ class Server:
                 return
             process.kill()
             await _ended(process, _STOP_TIMEOUT)
+
+
+def _ending_with_us() -> Callable[[], object] | None:
+    """What the server does first: ask the kernel for SIGTERM when the thread that started it ends."""
+    if sys.platform != "linux":
+        return None
+    import ctypes  # only here is it worth its time
+
+    return partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 async def _ended(process: subprocess.Popen[bytes], timeout: float) -> bool:
@@ -186,7 +203,8 @@ def version_of(binary: str) -> tuple[int, int, int]:
         raise InvalidSettings(f"{binary} cannot be run: {error}.") from error
     if found := _VERSION.search(said):
         return int(found[1]), int(found[2]), int(found[3])
-    raise InvalidSettings(f"{binary} is no nats-server: it says {said.strip()!r}.")
+    words = said.strip().partition("\n")[0]
+    raise InvalidSettings(f"{binary} is no nats-server: it says {words!r}.")
 
 
 def write_secret(file: Path, text: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from urllib.parse import urlsplit
 
 import anyio
@@ -144,6 +146,32 @@ class Transport:
             NoResponders: nobody listens.
             Unavailable: no answer came within `timeout` seconds.
         """
+        (frame,) = await self.request_all([subject], data, timeout=timeout)
+        if frame.status == 503:
+            raise NoResponders(f"Nobody answers on {subject}.")
+        return frame
+
+    async def request_all(
+        self, subjects: Iterable[str], data: bytes = b"", *, timeout: float = _REQUEST_TIMEOUT
+    ) -> list[Frame]:
+        """The first answer to each of several questions, asked at once; status 503 where nobody listens.
+
+        Raises:
+            Unavailable: they did not all come within `timeout` seconds.
+        """
+        with ExitStack() as stack:
+            answers = [stack.enter_context(self._asked(subject, data)) for subject in subjects]
+            until = time.monotonic() + timeout
+            try:
+                return [await within(until - time.monotonic(), answer) for answer in answers]
+            except TimeoutError:
+                raise Unavailable(
+                    f"The broker at {self.address} did not answer within {timeout:g} s."
+                ) from None
+
+    @contextmanager
+    def _asked(self, subject: str, data: bytes) -> Iterator[asyncio.Future[Frame]]:
+        """The answer to come to a question."""
         answer = new_future()
 
         def received(frame: Frame) -> None:
@@ -151,15 +179,7 @@ class Transport:
                 answer.set_result(frame)
 
         with self.expect(received) as reply, self.asking(subject, data, reply):
-            try:
-                frame: Frame = await within(timeout, answer)
-            except TimeoutError:
-                raise Unavailable(
-                    f"The broker at {self.address} did not answer within {timeout:g} s."
-                ) from None
-        if frame.status == 503:
-            raise NoResponders(f"Nobody answers on {subject}.")
-        return frame
+            yield answer
 
     @contextmanager
     def asking(

@@ -195,7 +195,7 @@ def codec_of(type: type[T]) -> Codec[T]:
 
 def _sentence(error: Exception) -> str:
     """What an error says; a Pydantic one says it in several lines."""
-    if details := getattr(error, "errors", None):
+    if details := getattr(error.__cause__ or error, "errors", None):  # msgspec wraps what a hook raises
         return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in details()[:_SHOWN])
     return str(error)
 

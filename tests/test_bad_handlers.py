@@ -19,6 +19,7 @@ from xnai.protocol import (
     DeadlineExceeded,
     InvalidAgent,
     InvalidName,
+    InvalidPayload,
     TaskCanceled,
     TaskFailed,
     TaskRejected,
@@ -215,6 +216,22 @@ async def test_an_answer_that_cannot_be_written_fails_the_task_at_once() -> None
             with pytest.raises(TaskFailed) as caught:
                 await bus.call("liar.thing")
             assert caught.value.code == "invalid_result"
+
+
+async def test_an_artifact_that_was_refused_does_not_keep_the_task_from_its_end() -> None:
+    agent = Agent("odd")
+
+    @agent.skill
+    async def say(ctx: Context) -> str:
+        with pytest.raises(InvalidPayload):
+            await ctx.artifact("a\ud800", 1)
+        await ctx.artifact("b", 2)
+        return "well"
+
+    with anyio.fail_after(10):
+        async with running(agent) as bus:
+            assert await bus.call("odd.say", None, str, id="t") == "well"
+            assert [artifact.name for artifact in (await bus.task("t")).artifacts[1:]] == ["b"]
 
 
 async def test_a_handler_that_never_ends_is_stopped_at_its_cap_and_tried_again() -> None:

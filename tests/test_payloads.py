@@ -587,3 +587,12 @@ async def test_what_cannot_be_written_is_refused_before_anything_is_sent() -> No
                     with pytest.raises(InvalidPayload):
                         await send("odd.echo", value, id="never")
             assert await bus.finder.find("never") is None
+
+
+def test_what_pydantic_says_becomes_one_line_without_a_link() -> None:
+    with pytest.raises(InvalidPayload) as caught:
+        codec_of(Invoice).read((data(b'{"number":"one","lines":3}'),))
+    assert str(caught.value) == (
+        "This is no Invoice: number: Input should be a valid integer, unable to parse string as an integer; "
+        "lines: Input should be a valid list."
+    )

@@ -162,6 +162,7 @@ async def test_an_agent_that_fails_at_its_start_says_why_and_is_started_until_it
     [
         ("[sever]\n", 1, "invalid_settings", "xnai.toml, sever: there is no such key. Did you mean server?"),
         ("[agents.maths]\n", 1, "invalid_settings", "xnai.toml, agents: maths needs a module"),
+        ('[server]\nbinary = "none"\n', 1, "invalid_settings", "none cannot be run"),
         ('[server]\nurl = "nats://127.0.0.1:1"\n', 3, "no_bus", "nats://127.0.0.1:1"),
     ],
 )
@@ -310,13 +311,15 @@ async def test_a_reader_of_its_output_who_leaves_takes_the_stack_down(tmp_path: 
 # What is killed
 
 
-async def test_when_the_stack_is_killed_no_agent_goes_on_and_the_next_one_clears_up(tmp_path: Path) -> None:
+async def test_when_the_stack_is_killed_nothing_goes_on_and_the_next_one_has_the_tasks(
+    tmp_path: Path,
+) -> None:
     place(tmp_path, "maths")
     async with up(tmp_path) as stack:
         async with visitor(tmp_path) as bus:
             await bus.send("maths.double", 21, id="kept")
         assert await stack.stop(signal.SIGKILL) == -signal.SIGKILL
-        await until(lambda: running(tmp_path, "maths.py") == [])
+        await until(lambda: processes_of(tmp_path) == {})
     async with up(tmp_path) as stack:
         assert len(running(tmp_path, "nats-server")) == 1
         async with visitor(tmp_path) as bus:
