@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from xnai.bus.bus import Bus
-from xnai.bus.sending import Order, make_order
+from xnai.bus.sending import Order
 from xnai.protocol.a2a import Part, TaskState
 from xnai.protocol.envelope import encode
 
@@ -58,11 +58,14 @@ class Children:
     async def _order(self, to: str, payload: object, *, timeout: float, name: str | None) -> Order:
         task = self._run.task
         left = max(_SHORTEST, self._run.deadline - time.time())
-        order = make_order(to, payload, lane=task.lane, ttl=min(timeout, left), context=task.context)
+        order = await self._bus.sender.order(
+            to, payload, lane=task.lane, ttl=min(timeout, left), context=task.context
+        )
         key = name or _hash(order.parts)
         nth = self._seen[to, key]
         self._seen[to, key] += 1
-        id, given = await self._id(order.agent, to, key, nth)
+        agents = None if order.anywhere else [order.agent]
+        id, given = await self._id(agents, to, key, nth=nth)
         return msgspec.structs.replace(
             order,
             id=id,
@@ -72,14 +75,14 @@ class Children:
             traceparent=task.traceparent,
         )
 
-    async def _id(self, agent: str, to: str, key: str, nth: int) -> tuple[str, bool]:
+    async def _id(self, agents: list[str] | None, to: str, key: str, *, nth: int) -> tuple[str, bool]:
         """The id to use, and whether a task may exist under it: one that did not complete is asked anew."""
         again = 0
         while True:
             id = child_id(self._run.task.id, to, key, nth=nth, again=again)
             if self._run.fresh:
                 return id, False
-            found = await self._bus.finder.find(id, agents=[agent])
+            found = await self._bus.finder.find(id, agents=agents)
             if found is None or found.outcome is None or found.outcome.status.state is TaskState.COMPLETED:
                 return id, found is not None
             again += 1

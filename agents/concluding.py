@@ -15,6 +15,7 @@ import msgspec
 
 from xnai.agents.run import Run
 from xnai.agents.stop import Stop
+from xnai.agents.tally import Tally
 from xnai.bus.bus import Bus
 from xnai.bus.ending import CANCELED, deadline_exceeded, event_about
 from xnai.bus.pull import Delivery
@@ -55,6 +56,7 @@ class Conclusion:
 
     def __init__(self, bus: Bus, agent: str, probe: Probe | None) -> None:
         self._bus, self._agent, self._probe = bus, agent, probe
+        self.tally = Tally()
 
     async def of_result(self, run: Run, parts: tuple[Part, ...]) -> None:
         """The handler has answered."""
@@ -73,6 +75,7 @@ class Conclusion:
         text = str(error) if isinstance(error, XnaiError) else f"{type(error).__name__}: {error}"
         text = text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
         text = text.encode("utf-8", "replace").decode()
+        self.tally.last_error = f"{run.task.skill}: {text}"
         info = ErrorInfo(code="handler_error", message=text, retryable=True)
         if isinstance(error, TaskFailed) and not error.retryable:
             info = msgspec.structs.replace(info, retryable=False)
@@ -162,6 +165,8 @@ class Conclusion:
             data,
             unless=subjects.gate(task.agent, task.sender, task.id),
         )
+        spent = time.monotonic() - run.began if run else 0.0
+        self.tally.count(task.skill, done=state is TaskState.COMPLETED, seconds=spent)
         if self._probe:
             await self._probe("outcome published", task)
         delivery.ack()

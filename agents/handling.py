@@ -46,6 +46,7 @@ class Handler:
         self.on_full_log: Callable[[str], None] = lambda reason: None
         self._agent, self._bus, self._state, self._probe = agent, bus, state, probe
         self._conclusion = Conclusion(bus, agent.name, probe)
+        self.tally = self._conclusion.tally
         self._threads = anyio.CapacityLimiter(agent.concurrency)
 
     async def handle(self, delivery: Delivery, past: Past, slot: Slot) -> None:

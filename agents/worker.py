@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import copy_context
 
@@ -14,12 +14,16 @@ import anyio
 from anyio.abc import TaskGroup
 
 from xnai.agents.agent import Agent
+from xnai.agents.announcing import card_of, check_agreement, schemas_of
 from xnai.agents.blocking import LoopGuard
 from xnai.agents.concluding import Probe
 from xnai.agents.handling import Handler
 from xnai.agents.past import FRESH, Past, look_up
 from xnai.agents.run import Run, Slot
+from xnai.agents.service import Service
 from xnai.agents.stop import Stop
+from xnai.agents.tally import Tally
+from xnai.agents.vitals import Vitals
 from xnai.bus.background import background_tasks
 from xnai.bus.bus import Bus
 from xnai.bus.hearing import is_genuine
@@ -32,6 +36,8 @@ from xnai.protocol import subjects
 from xnai.protocol.errors import GateClosed, MalformedMessage, Unavailable
 from xnai.protocol.events import CANCEL, OUTCOME
 from xnai.protocol.names import LANES, SYSTEM
+from xnai.protocol.presence import Presence, with_presence
+from xnai.registry import LazyRegistry, hold_card, read_instances
 
 log = logging.getLogger(__name__)
 DRAIN_TIMEOUT = 10.0
@@ -59,16 +65,28 @@ async def serve(
 
     Raises:
         Busy: the broker cannot reserve room for the agent's queue and log.
+        InvalidAgent: it has no skills, or another instance that runs contradicts it.
         Unavailable: the broker does not answer.
     """
     limits = limits or Limits()
     for name in agent.addresses:
         await bus.declare(name, limits)
+    card, schemas = card_of(agent), schemas_of(agent)
+    check_agreement(agent, schemas, await read_instances(bus))
+    vitals = Vitals(agent, bus.instance, schemas)
     async with agent.alive() as state:
         worker = Worker(agent, bus, limits, Handler(agent, bus, state, probe))
-        async with worker.open():
+
+        def presence() -> Presence:
+            return vitals.presence(worker)
+
+        async with worker.open(), Service(bus, card, presence, worker.ask_to_leave).open():
             try:
-                yield worker
+                held = hold_card(
+                    bus, agent.name, lambda: with_presence(card, presence()), lease=limits.lease
+                )
+                async with held:
+                    yield worker
             finally:
                 with anyio.CancelScope(shield=True):
                     await worker.leave(drain)
@@ -88,7 +106,8 @@ class Worker:
         self._idle: list[asyncio.Future[tuple[Delivery, Past]]] = []
         self._slots = 0
         self._canceled: dict[tuple[str, str], None] = {}
-        self._leaving = False
+        self.leaving = False
+        self.asked_to_leave = anyio.Event()
         self._something_taken, self._something_unsure = anyio.Event(), anyio.Event()
         self._all_settled = anyio.Event()
         self._guard = LoopGuard(agent)
@@ -103,6 +122,25 @@ class Worker:
         return len(self._handler.runs)
 
     @property
+    def runs(self) -> Iterable[Run]:
+        """The attempts at work."""
+        return self._handler.runs.values()
+
+    @property
+    def tally(self) -> Tally:
+        """What became of the tasks of this process."""
+        return self._handler.tally
+
+    @property
+    def silence(self) -> str | None:
+        """Why it takes no tasks, if it does not."""
+        return self._puller.silence
+
+    def ask_to_leave(self) -> None:
+        """Whoever serves this worker is to leave its context: `asked_to_leave` is set."""
+        self.asked_to_leave.set()
+
+    @property
     def healed(self) -> int:
         """How often a lost pull or consumer was made again."""
         return self._puller.healed
@@ -112,6 +150,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             self._ack_wait = await ack_wait_of(self.bus.api, self.agent.name, LANES[0])
             self._tasks = await stack.enter_async_context(background_tasks())
+            self.bus.sender.resolve = LazyRegistry(self.bus, self._tasks).resolve
             stack.enter_context(self._guard.watching())
             for name in self.agent.addresses:
                 subject = subjects.live_kind(name, CANCEL)
@@ -143,7 +182,7 @@ class Worker:
         except MalformedMessage as error:
             self._tasks.start_soon(self._bury, delivery, error)
             return
-        if self._leaving:
+        if self.leaving:
             self._return(delivery)
         elif delivery.count == 1 and 0 <= time.time() - delivery.stored_at < _FRESH:
             self._offer(delivery, FRESH)
@@ -152,7 +191,7 @@ class Worker:
             self._something_unsure.set()
 
     def _offer(self, delivery: Delivery, past: Past) -> None:
-        if self._leaving:
+        if self.leaving:
             self._return(delivery)
         elif self._idle:
             self._idle.pop().set_result((delivery, past))
@@ -199,7 +238,7 @@ class Worker:
     def _settled(self, delivery: Delivery) -> None:
         if self._taken.get(delivery.subject) is delivery:
             del self._taken[delivery.subject]
-        if self._leaving and not self._taken:
+        if self.leaving and not self._taken:
             self._all_settled.set()
 
     async def _look_up(self) -> None:
@@ -329,9 +368,9 @@ class Worker:
 
     async def leave(self, drain: float) -> None:
         """Take nothing more; wait `drain` seconds for what runs; hand back the rest."""
-        if self._leaving:
+        if self.leaving:
             return
-        self._leaving = True
+        self.leaving = True
         with anyio.move_on_after(_STUCK_AFTER):
             await self._puller.stop()
         for lane in self._ready:

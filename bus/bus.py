@@ -21,7 +21,7 @@ from xnai.bus.jetstream import JetStream
 from xnai.bus.locating import reach, sender_name
 from xnai.bus.open_calls import OpenCall, OpenCalls
 from xnai.bus.publisher import PUBLISH_TIMEOUT, Publisher
-from xnai.bus.sending import Order, Sender, Sent, make_order
+from xnai.bus.sending import Order, Sender, Sent
 from xnai.bus.stories import Storyteller
 from xnai.bus.streams import DAY, Limits, declare_agent, declare_shared
 from xnai.bus.transport import Transport
@@ -103,7 +103,7 @@ class Bus:
         self.owner = Owner(self.publisher, self.finder, self.blobs, name)
         self.calls = OpenCalls(transport, self.api, self.hearing)
         self._tasks = tasks
-        self._sender = Sender(self)
+        self.sender = Sender(self)
         self._stories = Storyteller(transport, self.finder, self.hearing)
 
     async def declare(self, agent: str, limits: Limits | None = None) -> None:
@@ -163,7 +163,7 @@ class Bus:
             Unavailable, Busy: the broker did not confirm the task, or has no room for it.
             IdConflict: `id` belongs to another task.
         """
-        order = make_order(to, payload, lane=lane, ttl=timeout, id=id, context=context)
+        order = await self.sender.order(to, payload, lane=lane, ttl=timeout, id=id, context=context)
         return await self.answer(await self.run(order), returns)
 
     async def run(self, order: Order, *, abandon: Callable[[], bool] = _always) -> Task:
@@ -171,19 +171,25 @@ class Bus:
 
         A caller that leaves cancels the task, unless `abandon` says that somebody else waits for it.
         """
-        task = self._sender.envelope(order)
+        task = self.sender.envelope(order)
         with self.calls.open(task) as call:
             try:
-                sent = await self._sender.send(task, look_first=order.given, timeout=_patience(task))
+                sent = await self._send(order, task)
+                task = call.task = sent.task
                 if sent.outcome is not None:
                     return sent.outcome
                 if sent.instance != self.instance:
-                    return await self._join(sent.task, call)
-                return await self._outcome(sent.task, call)
+                    return await self._join(task, call)
+                return await self._outcome(task, call)
             except anyio.get_cancelled_exc_class():
                 if abandon():
                     self._leave(task)
                 raise
+
+    async def _send(self, order: Order, task: Envelope) -> Sent:
+        """Send a task whose outcome is waited for."""
+        patience = min(PUBLISH_TIMEOUT, max(0.0, _left(task)) + _GRACE)
+        return await self.sender.send(task, look_first=order.given, anywhere=order.anywhere, timeout=patience)
 
     async def _join(self, task: Envelope, call: OpenCall) -> Task:
         """Wait for a task that another bus has sent: hear it first, then read, then wait."""
@@ -262,8 +268,9 @@ class Bus:
             UnknownAgent, Busy, InvalidPayload, IdConflict: as for `call`; nothing was sent.
             Unavailable: not confirmed. It may have been sent: try again, with the same id.
         """
-        order = make_order(to, payload, lane=lane, ttl=ttl, id=id, context=context)
-        sent = await self._sender.send(self._sender.envelope(order), look_first=order.given)
+        order = await self.sender.order(to, payload, lane=lane, ttl=ttl, id=id, context=context)
+        task = self.sender.envelope(order)
+        sent = await self.sender.send(task, look_first=order.given, anywhere=order.anywhere)
         return sent.task.id
 
     async def task(self, id: str) -> Task:
@@ -308,7 +315,7 @@ class Bus:
             StreamChanged: after a crash, the new attempt yields something else than was handed out.
             TaskFailed and the others: as for `call`.
         """
-        order = make_order(to, payload, lane=lane, ttl=timeout, id=id, context=context)
+        order = await self.sender.order(to, payload, lane=lane, ttl=timeout, id=id, context=context)
         async with aclosing(self.run_stream(order, returns)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -317,13 +324,14 @@ class Bus:
         self, order: Order, returns: type[T], *, abandon: Callable[[], bool] = _always
     ) -> AsyncGenerator[T, None]:
         """As `stream`, for an order that is made already."""
-        task = self._sender.envelope(order)
+        task = self.sender.envelope(order)
         reader = ChunkReader(task.id, self.blobs, codec_of(returns))
         async with AsyncExitStack() as stack:
             stack.callback(lambda: self._leave(task) if reader.outcome is None and abandon() else None)
             stack.enter_context(self.hearing.listen(task.id, reader.take))
             stack.enter_context(self.transport.when_lost(reader.read_again))
-            sent = await self._sender.send(task, look_first=order.given, timeout=_patience(task))
+            sent = await self._send(order, task)
+            task = sent.task
             if sent.instance != self.instance:
                 await stack.enter_async_context(self.hearing.listen_elsewhere(task.id))
             if sent.found:
@@ -370,11 +378,6 @@ class Bus:
                     return await call.outcome(_CANCEL_GRACE)
                 except TimeoutError:
                     return await self.owner.end(task, TaskState.CANCELED, CANCELED)
-
-
-def _patience(task: Envelope) -> float:
-    """Seconds that a caller who waits for the outcome waits for the broker's receipt."""
-    return min(PUBLISH_TIMEOUT, max(0.0, _left(task)) + _GRACE)
 
 
 def _left(task: Envelope) -> float:

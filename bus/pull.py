@@ -146,6 +146,17 @@ class Puller:
         self._paused = False
         self._asks = False
 
+    @property
+    def silence(self) -> str | None:
+        """Why no task can come, if none can."""
+        for lane in self._lanes:
+            if lane.broken:
+                return f"The queue of {lane.agent}, lane {lane.name}, is gone."
+            silent = time.monotonic() - lane.heard
+            if lane.open and silent > _SILENCE:
+                return f"Pulls from {lane.agent}, lane {lane.name}, were last answered {silent:.0f} s ago."
+        return "It pauses, because there is no room for outcomes." if self._paused else None
+
     @asynccontextmanager
     async def pulling(self, receive: Callable[[Delivery], None]) -> AsyncIterator[None]:
         """Hand deliveries to `receive` while the context is open. On entry the first pulls are sent."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LONGEST_TTL = 30 * DAY
 _TRY_AGAIN = 0.25
+_TAG = "tag:"
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +36,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         said: the A2A Message that the caller gave as payload, with its metadata, if it did.
         given: whether the caller chose the id, so that the task may exist already.
+        anywhere: whether another agent will do as well, so that a task that exists there is the same one.
         deadline: seconds since the epoch.
         depth, ancestors, traceparent: inherited from the task that is being worked on, if one is.
     """
@@ -44,6 +47,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     said: Message | None = None
     id: str
     given: bool
+    anywhere: bool = False
     context: str
     lane: str
     deadline: float
@@ -94,11 +98,40 @@ class Sent(msgspec.Struct, frozen=True):
     found: bool = False
 
 
+Resolve = Callable[[str, str], Awaitable[str]]
+"""Gets a tag and a skill; the agent to ask now."""
+
+
+async def _cannot_resolve(tag: str, skill: str) -> str:
+    raise InvalidArgument(
+        f"{_TAG}{tag}.{skill} is found by the cards of those alive: use xnai.registry.open_registry(bus)."
+    )
+
+
 class Sender:
-    """Stores tasks in the name of a bus."""
+    """Stores tasks in the name of a bus. `resolve` knows who can do what a tag asks for."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self.resolve: Resolve = _cannot_resolve
+
+    async def order(
+        self,
+        to: str,
+        payload: object,
+        *,
+        lane: str,
+        ttl: float,
+        id: str | None = None,
+        context: str | None = None,
+    ) -> Order:
+        """As `make_order`; an address `tag:TAG.SKILL` becomes that of the agent to ask now."""
+        if not isinstance(to, str) or not to.startswith(_TAG):
+            return make_order(to, payload, lane=lane, ttl=ttl, id=id, context=context)
+        tag, skill = parse_address(to.removeprefix(_TAG))
+        to = f"{await self.resolve(tag, skill)}.{skill}"
+        order = make_order(to, payload, lane=lane, ttl=ttl, id=id, context=context)
+        return msgspec.structs.replace(order, anywhere=True)
 
     def envelope(self, order: Order) -> Envelope:
         said = order.said or Message(message_id=order.id, role=Role.USER, parts=order.parts)
@@ -119,13 +152,17 @@ class Sender:
             message=said,
         )
 
-    async def send(self, task: Envelope, *, look_first: bool, timeout: float = PUBLISH_TIMEOUT) -> Sent:
+    async def send(
+        self, task: Envelope, *, look_first: bool, anywhere: bool = False, timeout: float = PUBLISH_TIMEOUT
+    ) -> Sent:
         """Store a task, unless the same one exists already, within `timeout` seconds.
 
         Raises:
             UnknownAgent, Busy, Unavailable, IdConflict: see `Bus.send`.
         """
         if look_first and (found := await self._bus.finder.find(task.id)):
+            if anywhere:
+                task = msgspec.structs.replace(task, agent=found.agent)
             return await self._same(task, found)
         data = encode(task)
         if len(data) > self._bus.blobs.room:

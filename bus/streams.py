@@ -11,9 +11,12 @@ from xnai.protocol import subjects
 from xnai.protocol.names import LANES
 
 ACK_WAIT = 10.0
+LEASE = 10.0
 DAY = 86_400.0
 KEPT_AFTER_THE_END = 7 * DAY
 _CREATE = "create"
+_CARDS = 64 << 20  # bytes of all agent cards
+_MARKER = 60.0  # seconds for which the end of a lease stays readable
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +28,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         blobs: bytes of all large parts together.
         duplicate_window: seconds for which the broker itself remembers the id of a task.
         ack_wait: seconds after which a task whose worker is silent goes to another.
+        lease: seconds for which an agent card is believed without a renewal; the broker counts in whole ones.
         replicas: copies in a cluster.
     """
 
@@ -33,6 +37,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     blobs: int = 4 << 30
     duplicate_window: float = 120.0
     ack_wait: float = ACK_WAIT
+    lease: float = LEASE
     replicas: int = 1
 
 
@@ -62,6 +67,22 @@ async def declare_shared(api: JetStream, limits: Limits) -> None:
             "discard": "new",
             "allow_direct": True,
             "allow_msg_ttl": True,
+        },
+        limits,
+    )
+    await _create(
+        api,
+        {
+            "name": subjects.CARD_STREAM,
+            "subjects": [subjects.CARD_SUBJECTS],
+            "retention": "limits",
+            "max_msgs_per_subject": 1,
+            "max_bytes": _CARDS,
+            "discard": "old",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "subject_delete_marker_ttl": _nanoseconds(_MARKER),
+            "republish": {"src": subjects.CARD_SUBJECTS, "dest": subjects.ALIVE_SUBJECTS},
         },
         limits,
     )

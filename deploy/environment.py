@@ -14,6 +14,11 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
 
 
+def variable(name: str) -> str | None:
+    """One that somebody else has set for us, such as the service manager."""
+    return os.environ.get(name)
+
+
 def for_child(extra: Mapping[str, str]) -> dict[str, str]:
     """What a child process gets: all that we have, and `extra`; what it prints comes at once."""
     return {**os.environ, "PYTHONUNBUFFERED": "1", **extra}

@@ -84,6 +84,7 @@ class LimitsTable(Table):
     blobs: Size = _LIMITS.blobs
     duplicate_window: Seconds = _LIMITS.duplicate_window
     ack_wait: Seconds = _LIMITS.ack_wait
+    lease: Annotated[Seconds, Field(ge=1)] = _LIMITS.lease
     replicas: int = Field(default=_LIMITS.replicas, ge=1, le=5)
 
     def limits(self) -> Limits:

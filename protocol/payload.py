@@ -43,6 +43,14 @@ def _read_foreign(type: type, value: Any) -> Any:
     raise TypeError(f"values of type {type.__name__} cannot be received")
 
 
+def _describe_foreign(type: Any) -> dict[str, Any]:
+    """Of a Pydantic model: its own definitions stand inside it, where their references find them."""
+    if describe := getattr(type, "model_json_schema", None):
+        described: dict[str, Any] = describe()
+        return described
+    raise NotImplementedError(f"values of type {type.__name__} have no schema")
+
+
 _encode = msgspec.json.Encoder(enc_hook=_write_foreign).encode
 
 
@@ -131,6 +139,13 @@ class Codec(Generic[T]):
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(type, dec_hook=_read_foreign)
         except (TypeError, NotImplementedError) as error:
             raise InvalidPayload(f"{type!r} is no type of a payload: {error}.") from error
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of its values (draft 2020-12). Texts and bytes are parts of their own kinds."""
+        if self.type in (Message, Part):
+            return {"title": self.type.__name__, "description": f"an A2A {self.type.__name__}"}
+        schema: dict[str, Any] = msgspec.json.schema(self.type, schema_hook=_describe_foreign)
+        return schema
 
     def read(self, parts: tuple[Part, ...], message: Message | None = None) -> T:
         """The value in the first of `parts`; a type of Message gets all of them, or the `message` itself.

@@ -17,6 +17,9 @@ DEAD_SUBJECTS = "xnai.v1.dead.>"
 BLOB_STREAM = "XNAI_BLOB"
 BLOB_SUBJECTS = "xnai.v1.blob.>"
 TASK_STREAM_PREFIX = "XNAI_TASK_"
+CARD_STREAM = "XNAI_CARD"
+CARD_SUBJECTS = "xnai.v1.card.>"
+ALIVE_SUBJECTS = "xnai.v1.alive.>"
 
 
 class TaskSubject(NamedTuple):
@@ -124,6 +127,21 @@ def dead(agent: str, id: str = "-") -> str:
 
 def blob(writer: str, reader: str, sha256: str, chunk: int | str = "*") -> str:
     return f"xnai.v1.blob.{writer}.{reader}.{sha256}.{chunk}"
+
+
+def card(agent: str, instance: str = "*") -> str:
+    """The card of one instance, or those of all instances of an agent."""
+    return f"xnai.v1.card.{agent}.{instance}"
+
+
+def held_card(alive: str) -> str:
+    """Where the card stands that the broker republished as `alive`."""
+    return f"xnai.v1.card.{alive.removeprefix(ALIVE_SUBJECTS[:-1])}"
+
+
+def control(agent: str, instance: str) -> str:
+    """Where one process is asked: ping, probe, drain."""
+    return f"xnai.v1.agent.{agent}.{instance}"
 
 
 def agent_of_stream(stream: str) -> str:

@@ -148,7 +148,7 @@ async def test_the_lifespan_ends_behind_the_last_task(server: Server) -> None:
         return held(ctx).use("the last")
 
     async def when_leaving(serving: Worker) -> None:
-        while not serving._leaving:
+        while not serving.leaving:
             await anyio.lowlevel.checkpoint()
         go_on.set()
 
@@ -291,6 +291,11 @@ async def test_an_error_around_a_worker_reaches_its_lifespan(server: Server) -> 
 
 async def test_a_lifespan_that_yields_nothing_or_twice_is_an_error(server: Server) -> None:
     none, twice = Agent("none"), Agent("twice")
+    for agent in (none, twice):
+
+        @agent.skill
+        async def rest() -> None:
+            """Nothing."""
 
     @none.lifespan
     async def never() -> AsyncIterator[None]:

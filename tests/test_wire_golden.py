@@ -9,7 +9,16 @@ from pathlib import Path
 import msgspec
 import pytest
 from a2a import types as official
-from golden.wire_examples import BODIES, SUBJECTS, envelope, error, event_subject, short, task_subject
+from golden.wire_examples import (
+    BODIES,
+    SUBJECTS,
+    envelope,
+    error,
+    event_subject,
+    presence,
+    short,
+    task_subject,
+)
 from golden.write import HERE, golden_files
 from google.protobuf.json_format import MessageToDict, Parse
 from hypothesis import given
@@ -20,6 +29,7 @@ from xnai.protocol.a2a import TaskState, TaskStatusUpdateEvent
 from xnai.protocol.envelope import Envelope, encode, read_envelope
 from xnai.protocol.errors import DeadlineExceeded, InvalidName, MalformedMessage, TaskCanceled, TaskRejected
 from xnai.protocol.events import ErrorInfo, Facts, as_exception, error_in, facts_of, outcome, read_body
+from xnai.protocol.presence import Presence, read_card
 from xnai.protocol.subjects import EventSubject, TaskSubject
 from xnai.protocol.timestamps import format_timestamp, parse_timestamp
 
@@ -396,3 +406,16 @@ def test_any_iso_8601_time_is_understood(text: str) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(MalformedMessage):
         parse_timestamp(text)
+
+
+# Cards
+
+
+def test_the_instance_behind_a_card_is_read_from_it() -> None:
+    card, read = read_card(golden("card.json"))
+    assert read == presence
+    assert card.capabilities.extensions[-1].uri == events.EXTENSION
+
+
+def test_what_a_probe_answers_comes_back() -> None:
+    assert msgspec.json.decode(golden("presence.json"), type=Presence) == presence

@@ -14,7 +14,10 @@ from xnai.deploy.output import say, show
 from xnai.deploy.statuses import Status
 
 if TYPE_CHECKING:
-    from xnai.agents import Agent
+    import anyio
+    from anyio.abc import TaskGroup
+
+    from xnai.agents import Agent, Worker
     from xnai.bus import Bus
     from xnai.deploy.assignment import Assignment
 
@@ -47,6 +50,12 @@ def add(commands: Any) -> None:
         metavar="TIME",
         help="how long to wait for a bus; default: 60 s",
     )
+    parser.add_argument(
+        "--health",
+        type=int,
+        metavar="PORT",
+        help="answer GET /healthz on this port of 127.0.0.1; 0 takes a free one",
+    )
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
 
 
@@ -56,6 +65,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
     from xnai.agents import serve
     from xnai.bus.background import background_tasks
+    from xnai.deploy.notify import notify
     from xnai.deploy.signals import STOPPING, first_of
 
     agent, assignment = _prepare(arguments)
@@ -78,11 +88,36 @@ async def run(arguments: argparse.Namespace) -> int:
         consuming = False
         tasks.start_soon(listen)
         bus = await _join(stack, agent.name, assignment, arguments.wait)
-        await stack.enter_async_context(serve(agent, bus, limits=assignment.limits))
+        worker = await stack.enter_async_context(serve(agent, bus, limits=assignment.limits))
         consuming = True
+        tasks.start_soon(_leave_when_asked, worker, leave)
+        await _tell_how_it_is(worker, tasks, arguments.health)
         show({"ready": agent.name} if arguments.json else f"ready {agent.name}", as_json=arguments.json)
         await leave.wait()
+        notify("STOPPING=1")
     return Status.DONE
+
+
+async def _leave_when_asked(worker: Worker, leave: anyio.Event) -> None:
+    """Over the bus, as a signal would."""
+    await worker.asked_to_leave.wait()
+    say(f"{worker.agent.name} is asked to leave")
+    leave.set()
+
+
+async def _tell_how_it_is(worker: Worker, tasks: TaskGroup, port: int | None) -> None:
+    """To the service manager, and to whoever asks at /healthz."""
+    from xnai.agents.vitals import level_of
+    from xnai.deploy.notify import keep_notifying, notify
+    from xnai.protocol.presence import Level
+
+    notify("READY=1")
+    tasks.start_soon(keep_notifying, lambda: level_of(worker)[0].reaches(Level.CONSUMING))
+    if port is not None:
+        from xnai.deploy.health import serve_health
+
+        listening = await tasks.start(serve_health, port, lambda: level_of(worker))
+        say(f"{worker.agent.name} tells how it is at http://127.0.0.1:{listening}/healthz")
 
 
 def _prepare(arguments: argparse.Namespace) -> tuple[Agent, Assignment]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import msgspec
 from golden.examples import AT, CONTEXT, TASK
+from golden.examples import card as described
 from msgspec import Raw
 
 from xnai.protocol import events, subjects
 from xnai.protocol.a2a import Artifact, Message, Part, Role, TaskArtifactUpdateEvent, TaskState
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.events import ErrorInfo, Facts
+from xnai.protocol.presence import Level, Presence, SkillFacts, with_presence
 from xnai.protocol.subjects import EventSubject, TaskSubject
 
 INSTANCE = "3f9a07c2"
@@ -167,6 +169,13 @@ SUBJECTS: dict[str, str] = {  # function of `xnai.protocol.subjects`, and after 
     "task_stream": subjects.task_stream("maths"),
     "log_stream": subjects.log_stream("maths"),
     "agent_of_stream": subjects.agent_of_stream("XNAI_TASK_maths"),
+    "card": subjects.card("maths", INSTANCE),
+    "card agent": subjects.card("maths"),
+    "held_card": subjects.held_card(f"xnai.v1.alive.maths.{INSTANCE}"),
+    "control": subjects.control("maths", INSTANCE),
+    "CARD_STREAM": subjects.CARD_STREAM,
+    "CARD_SUBJECTS": subjects.CARD_SUBJECTS,
+    "ALIVE_SUBJECTS": subjects.ALIVE_SUBJECTS,
     "DEAD_STREAM": subjects.DEAD_STREAM,
     "DEAD_SUBJECTS": subjects.DEAD_SUBJECTS,
     "BLOB_STREAM": subjects.BLOB_STREAM,
@@ -174,9 +183,35 @@ SUBJECTS: dict[str, str] = {  # function of `xnai.protocol.subjects`, and after 
     "TASK_STREAM_PREFIX": subjects.TASK_STREAM_PREFIX,
 }
 
+presence = Presence(
+    agent="maths",
+    roles=("counter",),
+    instance=INSTANCE,
+    host="attic",
+    pid=4711,
+    version="1.0.0",
+    started="2026-01-31T12:00:00.000Z",
+    concurrency=32,
+    running=2,
+    done=40,
+    failed=1,
+    healed=0,
+    level=Level.CONSUMING,
+    why="maths.rest of task t, attempt 1 goes on though it was stopped 7 s ago.",
+    last_error="rest: ValueError: no such table",
+    memory_mb=35.2,
+    skills={
+        "double": SkillFacts(
+            input={"type": "integer"}, output={"type": "integer"}, done=40, failed=1, seconds=0.5
+        )
+    },
+)
+
 OBJECTS: dict[str, object] = {
     "envelope": envelope,
     "envelope_short": short,
     "error": {events.ERROR_KEY: error},
+    "presence": presence,
+    "card": with_presence(described, presence),
     **{name: body for name, (_, body) in BODIES.items()},
 }
