@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from xnai.agents.agent import Agent
 from xnai.agents.skills import Skill
+from xnai.bus import Bus
 from xnai.protocol.card import AgentCapabilities, AgentCard, AgentInterface, AgentSkill
 from xnai.protocol.errors import InvalidAgent
 from xnai.protocol.events import EXTENSION
-from xnai.protocol.presence import Presence, SkillFacts
+from xnai.protocol.presence import Presence, SkillFacts, with_presence
 from xnai.protocol.subjects import tasks
-from xnai.registry import Instance
+from xnai.registry import Instance, hold_card
 
 _MODES = ("application/json", "text/plain", "application/octet-stream")
 
 
-def card_of(agent: Agent) -> AgentCard:
-    """What A2A wants to know of an agent.
+@asynccontextmanager
+async def announced(
+    agent: Agent, bus: Bus, presence: Callable[[], Presence], *, lease: float
+) -> AsyncIterator[None]:
+    """Hold the agent's card while the context is open. An agent without skills has nothing to announce.
 
     Raises:
-        InvalidAgent: it has no skills, so there is nothing to announce.
+        Unavailable: the card could not be stored.
     """
     if not agent.skills:
-        raise InvalidAgent(f"Agent {agent.name} has no skills.")
+        yield
+        return
+    card = card_of(agent)
+    async with hold_card(bus, agent.name, lambda: with_presence(card, presence()), lease=lease):
+        yield
+
+
+def card_of(agent: Agent) -> AgentCard:
+    """What A2A wants to know of an agent, which has at least one skill."""
     return AgentCard(
         name=agent.name,
         description=agent.description or f"The agent {agent.name}",

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from xnai.agents.agent import Agent
 from xnai.bus import Bus
 from xnai.bus.parser import Frame
 from xnai.protocol import subjects
-from xnai.protocol.card import AgentCard
 from xnai.protocol.envelope import encode
 from xnai.protocol.errors import Unavailable
 from xnai.protocol.presence import DRAIN, PING, PROBE, Presence, SkillFacts
@@ -29,14 +29,14 @@ class Service:
     """Answers in the name of one instance."""
 
     def __init__(
-        self, bus: Bus, card: AgentCard, presence: Callable[[], Presence], drain: Callable[[], None]
+        self, bus: Bus, agent: Agent, presence: Callable[[], Presence], drain: Callable[[], None]
     ) -> None:
-        self._bus, self._card, self._presence, self._drain = bus, card, presence, drain
+        self._bus, self._agent, self._presence, self._drain = bus, agent, presence, drain
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Answer while the context is open."""
-        name, instance = self._card.name, self._bus.instance
+        name, instance = self._agent.name, self._bus.instance
         places = {
             subjects.control(name, instance): self._controlled,
             f"{_SERVICES}.*": self._asked,
@@ -73,7 +73,7 @@ class Service:
         }
         if verb == "INFO":
             said |= {
-                "description": self._card.description,
+                "description": self._agent.description,
                 "endpoints": self._endpoints(presence, _described),
             }
         elif verb == "STATS":

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from xnai.agents.agent import Agent
 from xnai.agents.run import Run
 from xnai.protocol.presence import Level, Presence, SkillFacts
 from xnai.protocol.timestamps import format_timestamp
@@ -27,12 +26,13 @@ _OVERDUE = 5.0  # seconds past its end after which a task keeps its process from
 class Vitals:
     """What a worker says of itself."""
 
-    def __init__(self, agent: Agent, instance: str, schemas: dict[str, SkillFacts]) -> None:
-        self._schemas = schemas
+    def __init__(self, worker: Worker, schemas: dict[str, SkillFacts]) -> None:
+        agent = worker.agent
+        self._worker, self._schemas = worker, schemas
         self._identity = Presence(
             agent=agent.name,
             roles=agent.roles,
-            instance=instance,
+            instance=worker.bus.instance,
             host=socket.gethostname(),
             pid=os.getpid(),
             version=agent.version,
@@ -40,8 +40,9 @@ class Vitals:
             concurrency=agent.concurrency,
         )
 
-    def presence(self, worker: Worker) -> Presence:
+    def presence(self) -> Presence:
         """The instance as it is now."""
+        worker = self._worker
         level, why = level_of(worker)
         tally = worker.tally
         return msgspec.structs.replace(
@@ -54,11 +55,11 @@ class Vitals:
             why=why,
             last_error=tally.last_error[:_LONGEST_ERROR] if tally.last_error else None,
             memory_mb=round(resident_mb(), 1),
-            skills={name: self._with_counts(worker, name) for name in self._schemas},
+            skills={name: self._with_counts(name) for name in self._schemas},
         )
 
-    def _with_counts(self, worker: Worker, name: str) -> SkillFacts:
-        counted = worker.tally.skills.get(name)
+    def _with_counts(self, name: str) -> SkillFacts:
+        counted = self._worker.tally.skills.get(name)
         if counted is None:
             return self._schemas[name]
         return msgspec.structs.replace(

@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from xnai.agents.agent import Agent
-from xnai.agents.announcing import card_of, check_agreement, schemas_of
+from xnai.agents.announcing import announced, check_agreement, schemas_of
 from xnai.agents.blocking import LoopGuard
 from xnai.agents.concluding import Probe
 from xnai.agents.handling import Handler
@@ -36,8 +36,7 @@ from xnai.protocol import subjects
 from xnai.protocol.errors import GateClosed, MalformedMessage, Unavailable
 from xnai.protocol.events import CANCEL, OUTCOME
 from xnai.protocol.names import LANES, SYSTEM
-from xnai.protocol.presence import Presence, with_presence
-from xnai.registry import LazyRegistry, hold_card, read_instances
+from xnai.registry import LazyRegistry, read_instances
 
 log = logging.getLogger(__name__)
 DRAIN_TIMEOUT = 10.0
@@ -65,27 +64,20 @@ async def serve(
 
     Raises:
         Busy: the broker cannot reserve room for the agent's queue and log.
-        InvalidAgent: it has no skills, or another instance that runs contradicts it.
+        InvalidAgent: another instance that runs contradicts it.
         Unavailable: the broker does not answer.
     """
     limits = limits or Limits()
     for name in agent.addresses:
         await bus.declare(name, limits)
-    card, schemas = card_of(agent), schemas_of(agent)
+    schemas = schemas_of(agent)
     check_agreement(agent, schemas, await read_instances(bus))
-    vitals = Vitals(agent, bus.instance, schemas)
     async with agent.alive() as state:
         worker = Worker(agent, bus, limits, Handler(agent, bus, state, probe))
-
-        def presence() -> Presence:
-            return vitals.presence(worker)
-
-        async with worker.open(), Service(bus, card, presence, worker.ask_to_leave).open():
+        vitals = Vitals(worker, schemas)
+        async with worker.open(), Service(bus, agent, vitals.presence, worker.ask_to_leave).open():
             try:
-                held = hold_card(
-                    bus, agent.name, lambda: with_presence(card, presence()), lease=limits.lease
-                )
-                async with held:
+                async with announced(agent, bus, vitals.presence, lease=limits.lease):
                     yield worker
             finally:
                 with anyio.CancelScope(shield=True):

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import anyio
 import msgspec
 
-from benchmarks import cancelling, messages, processes, tasks
+from benchmarks import cancelling, messages, processes, registry, tasks
 from benchmarks.harness import Figure, Size
 
 Benchmark = Callable[[Size], Awaitable[Figure]]
@@ -27,6 +27,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         tasks.backlog,
         cancelling.cancel_stops,
         tasks.log_growth,
+        registry.registry_lookup,
+        registry.card_change,
     )
 }
 

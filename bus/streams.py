@@ -77,7 +77,7 @@ async def declare_shared(api: JetStream, limits: Limits) -> None:
             "subjects": [subjects.CARD_SUBJECTS],
             "retention": "limits",
             "max_msgs_per_subject": 1,
-            "max_bytes": _CARDS,
+            "max_bytes": min(_CARDS, limits.log),
             "discard": "old",
             "allow_direct": True,
             "allow_msg_ttl": True,

@@ -144,8 +144,9 @@ class Codec(Generic[T]):
         """The JSON Schema of its values (draft 2020-12). Texts and bytes are parts of their own kinds."""
         if self.type in (Message, Part):
             return {"title": self.type.__name__, "description": f"an A2A {self.type.__name__}"}
-        schema: dict[str, Any] = msgspec.json.schema(self.type, schema_hook=_describe_foreign)
-        return schema
+        schema = msgspec.json.schema(self.type, schema_hook=_describe_foreign)
+        # Through JSON, because defaults are given as they are: a tuple would differ from the list that is read.
+        return msgspec.json.decode(msgspec.json.encode(schema), type=dict[str, Any])
 
     def read(self, parts: tuple[Part, ...], message: Message | None = None) -> T:
         """The value in the first of `parts`; a type of Message gets all of them, or the `message` itself.

@@ -6,8 +6,9 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -25,7 +26,9 @@ from xnai.registry.roster import Change, Instance, Key, Kind, Roster
 
 log = logging.getLogger(__name__)
 _TICK = 1.0
+_MOST_REMEMBERED = 1_000
 _STOOD_STILL = 3.0  # seconds between two ticks that mean a pause: of this process, or of the machine
+_CONSUMING = (Level.CONSUMING, Level.PROGRESSING)
 _EXPIRED = b"\r\nNats-Marker-Reason: MaxAge\r\n"
 
 
@@ -55,6 +58,13 @@ async def open_registry(bus: Bus, *, lease: float = LEASE) -> AsyncIterator[Regi
             bus.sender.resolve = before
 
 
+class _Offer(NamedTuple):
+    """By agent: tasks for each of its slots, and slots of all its instances."""
+
+    load: dict[str, float]
+    slots: dict[str, int]
+
+
 class Registry:
     """Who is alive, by name, role, skill and tag. Open it with `open_registry`."""
 
@@ -62,7 +72,8 @@ class Registry:
         self._bus = bus
         self._roster = Roster(lease)
         self._watchers: list[Callable[[Change], None]] = []
-        self._chosen: Counter[Key] = Counter()
+        self._chosen: Counter[str] = Counter()
+        self._offers: dict[tuple[str, str | None], _Offer] = {}
         self._ticked = time.time()
 
     def instances(self) -> list[Instance]:
@@ -94,23 +105,31 @@ class Registry:
         Raises:
             UnknownAgent: nobody alive offers it.
         """
-        room: dict[str, list[int]] = {}
-        for instance in self.find(skill=skill, tag=tag):
-            if instance.presence.level.reaches(Level.CONSUMING):
-                load = room.setdefault(instance.presence.agent, [0, 0])
-                load[0] += instance.presence.running + self._chosen[instance.key]
-                load[1] += instance.presence.concurrency
-        if not room:
+        offer = self._offers.get((skill, tag)) or self._offer(skill, tag)
+        if not offer.load:
             with_tag = f" with the tag {tag}" if tag else ""
             raise UnknownAgent(f"Nobody alive offers a skill {skill}{with_tag}.")
-        agent = min(room, key=lambda name: (room[name][0] / room[name][1], random.random()))
-        self._count(agent, skill, tag)
+        agent = min(offer.load, key=offer.load.__getitem__)
+        offer.load[agent] += 1 / offer.slots[agent]
+        self._chosen[agent] += 1
         return agent
 
-    def _count(self, agent: str, skill: str, tag: str | None) -> None:
-        """One more is on its way to `agent`: to which of its instances, the queue decides."""
-        ours = self.find(agent=agent, skill=skill, tag=tag)
-        self._chosen[min(ours, key=lambda one: self._chosen[one.key]).key] += 1
+    def _offer(self, skill: str, tag: str | None) -> _Offer:
+        """How busy everybody is who offers a skill; remembered until one of all instances says something."""
+        busy: Counter[str] = Counter()
+        offer = _Offer({}, {})
+        instances = self.find(skill=skill, tag=tag)
+        for instance in random.sample(instances, len(instances)):  # those that are equal take turns
+            presence = instance.presence
+            if presence.level in _CONSUMING:
+                busy[presence.agent] += presence.running
+                offer.slots[presence.agent] = offer.slots.get(presence.agent, 0) + presence.concurrency
+        for agent, slots in offer.slots.items():
+            offer.load[agent] = (busy[agent] + self._chosen[agent]) / slots
+        if len(self._offers) >= _MOST_REMEMBERED:
+            self._offers.clear()
+        self._offers[skill, tag] = offer
+        return offer
 
     async def resolve(self, tag: str, skill: str) -> str:
         """For the bus: the agent that an address `tag:TAG.SKILL` means now."""
@@ -125,15 +144,21 @@ class Registry:
             waiting.append(change)
             news.set()
 
-        self._watchers.append(take)
-        try:
+        with self.told(take):
             while True:
                 while waiting:
                     yield waiting.popleft()
                 news = anyio.Event()
                 await news.wait()
+
+    @contextmanager
+    def told(self, callback: Callable[[Change], None]) -> Iterator[None]:
+        """Hand every change to `callback`, at once, while the context is open."""
+        self._watchers.append(callback)
+        try:
+            yield
         finally:
-            self._watchers.remove(take)
+            self._watchers.remove(callback)
 
     # Hearing
 
@@ -152,13 +177,13 @@ class Registry:
             self._tell(self._roster.left(_key(place)))
 
     def _held(self, place: str, sequence: int, data: bytes) -> list[Change]:
-        if (instance := _read(place, sequence, data)) is None:
-            return []
-        self._chosen.pop(instance.key, None)
-        return self._roster.held(instance)
+        instance = _read(place, sequence, data)
+        return [] if instance is None else self._roster.held(instance)
 
     def _tell(self, changes: list[Change]) -> None:
         for change in changes:
+            self._offers.clear()
+            self._chosen.pop(change.instance.presence.agent, None)
             for watcher in self._watchers:
                 watcher(change)
 

@@ -32,6 +32,8 @@ NAMES = {
     "backlog",
     "cancel_stops",
     "log_growth",
+    "registry_lookup",
+    "card_change",
 }
 
 

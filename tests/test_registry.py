@@ -28,6 +28,7 @@ class Size:
 
     width: int
     height: int
+    colours: tuple[str, ...] = ()
 
 
 def painter(name: str = "painter", *, version: str = "1", concurrency: int = 4) -> Agent:
