@@ -145,7 +145,7 @@ class Codec(Generic[T]):
         if self.type in (Message, Part):
             return {"title": self.type.__name__, "description": f"an A2A {self.type.__name__}"}
         schema = msgspec.json.schema(self.type, schema_hook=_describe_foreign)
-        # Through JSON, because defaults are given as they are: a tuple would differ from the list that is read.
+        # Through JSON, as defaults are given as they are: a tuple would differ from the list that is read.
         return msgspec.json.decode(msgspec.json.encode(schema), type=dict[str, Any])
 
     def read(self, parts: tuple[Part, ...], message: Message | None = None) -> T:
