@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 import math
@@ -159,15 +160,19 @@ class Handler:
             return TaskState.FAILED, deadline_exceeded(task)
         address = f"{task.agent}.{task.skill}"
         if task.skill not in self._agent.skills:
-            known = ", ".join(sorted(self._agent.skills)) or "none"
-            text = f"There is no {address}: {task.agent} has {known}."
-            return TaskState.REJECTED, ErrorInfo(code="unknown_skill", message=text)
+            return TaskState.REJECTED, ErrorInfo(code="unknown_skill", message=self._no_such_skill(task))
         if task.depth > DEEPEST or address in task.ancestors:
             path = " → ".join((*task.ancestors, address))
             return TaskState.REJECTED, ErrorInfo(
                 code="loop", message=f"The request goes round in a circle: {path}."
             )
         return None
+
+    def _no_such_skill(self, task: Envelope) -> str:
+        known = sorted(self._agent.skills)
+        near = difflib.get_close_matches(task.skill, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"There is no {task.agent}.{task.skill}: {task.agent} has {', '.join(known) or 'none'}.{hint}"
 
     async def _payload(self, run: Run) -> Any:
         if run.skill.accepts is None:

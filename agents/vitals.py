@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from xnai.agents.worker import Worker
 
 _LONGEST_ERROR = 200  # characters of the last error that a card shows
+_WEIGHED_FOR = 15.0  # seconds
 _OVERDUE = 5.0  # seconds past its end after which a task keeps its process from progressing
 
 
@@ -29,6 +31,7 @@ class Vitals:
     def __init__(self, worker: Worker, schemas: dict[str, SkillFacts]) -> None:
         agent = worker.agent
         self._worker, self._schemas = worker, schemas
+        self._weighed, self._mb = -math.inf, 0.0
         self._identity = Presence(
             agent=agent.name,
             roles=agent.roles,
@@ -54,9 +57,16 @@ class Vitals:
             level=level,
             why=why,
             last_error=tally.last_error[:_LONGEST_ERROR] if tally.last_error else None,
-            memory_mb=round(resident_mb(), 1),
+            memory_mb=self._memory(),
             skills={name: self._with_counts(name) for name in self._schemas},
         )
+
+    def _memory(self) -> float:
+        """Megabytes, a few seconds old: reading them is the dearest part of a card."""
+        now = time.monotonic()
+        if now - self._weighed > _WEIGHED_FOR:
+            self._weighed, self._mb = now, round(resident_mb(), 1)
+        return self._mb
 
     def _with_counts(self, name: str) -> SkillFacts:
         counted = self._worker.tally.skills.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
@@ -33,7 +34,7 @@ from xnai.bus.streams import Limits, ack_wait_of, declare_agent, declare_consume
 from xnai.bus.transport import NoResponders
 from xnai.bus.waiting import new_future
 from xnai.protocol import subjects
-from xnai.protocol.errors import GateClosed, MalformedMessage, Unavailable
+from xnai.protocol.errors import GateClosed, MalformedMessage, NotConsuming, Unavailable
 from xnai.protocol.events import CANCEL, OUTCOME
 from xnai.protocol.names import LANES, SYSTEM
 from xnai.registry import LazyRegistry, read_instances
@@ -45,6 +46,7 @@ _FRESH = 1.0  # seconds: a task that waited less, and was delivered once, has no
 _WORKING_AFTER = 1.0
 _STUCK_AFTER = 2.0  # seconds that a stopped handler has to end
 _REMEMBERED_CANCELS = 1_000
+_HOPELESS = 60.0  # seconds without pulls that are answered
 _PAUSE_WHEN_FULL = 5.0
 
 
@@ -66,6 +68,7 @@ async def serve(
         Busy: the broker cannot reserve room for the agent's queue and log.
         InvalidAgent: another instance that runs contradicts it.
         Unavailable: the broker does not answer.
+        NotConsuming: later, when the pulls are lost and cannot be made again.
     """
     limits = limits or Limits()
     for name in agent.addresses:
@@ -126,7 +129,7 @@ class Worker:
     @property
     def silence(self) -> str | None:
         """Why it takes no tasks, if it does not."""
-        return self._puller.silence
+        return self._puller.lost or ("There is no room for outcomes." if self._puller.paused else None)
 
     def ask_to_leave(self) -> None:
         """Whoever serves this worker is to leave its context: `asked_to_leave` is set."""
@@ -148,6 +151,7 @@ class Worker:
                 subject = subjects.live_kind(name, CANCEL)
                 await stack.enter_async_context(self.bus.transport.listen(subject, self._heard_cancel))
             self._tasks.start_soon(self._watch)
+            self._tasks.start_soon(self._end_when_hopeless)
             self._tasks.start_soon(self._look_up)
             self._tasks.start_soon(self._reread_after_reconnects)
             await stack.enter_async_context(self._puller.pulling(self._take))
@@ -281,6 +285,17 @@ class Worker:
         elif not run.over and now - run.stopped_at >= _STUCK_AFTER:
             log.error("a handler goes on though it was stopped: %s", run)
             self._tasks.start_soon(self._conclude_stuck, run)
+
+    async def _end_when_hopeless(self) -> None:
+        """What cannot be healed while the link is there ends this process, for a supervisor to see."""
+        hopeless_since = math.inf
+        while True:
+            await anyio.sleep(_HOPELESS / 6)
+            lost = self._puller.lost if self.bus.transport.connected and not self.leaving else None
+            now = time.monotonic()
+            hopeless_since = min(hopeless_since, now) if lost else math.inf
+            if lost and now - hopeless_since >= _HOPELESS:
+                raise NotConsuming(f"{self.agent.name} has taken no tasks for {_HOPELESS:g} s: {lost}")
 
     async def _record(self, run: Run) -> None:
         try:

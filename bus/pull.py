@@ -147,15 +147,19 @@ class Puller:
         self._asks = False
 
     @property
-    def silence(self) -> str | None:
-        """Why no task can come, if none can."""
+    def paused(self) -> bool:
+        return self._paused
+
+    @property
+    def lost(self) -> str | None:
+        """Which pulls are lost, if any are. They are made again, unless that cannot be done."""
         for lane in self._lanes:
             if lane.broken:
                 return f"The queue of {lane.agent}, lane {lane.name}, is gone."
             silent = time.monotonic() - lane.heard
             if lane.open and silent > _SILENCE:
                 return f"Pulls from {lane.agent}, lane {lane.name}, were last answered {silent:.0f} s ago."
-        return "It pauses, because there is no room for outcomes." if self._paused else None
+        return None
 
     @asynccontextmanager
     async def pulling(self, receive: Callable[[Delivery], None]) -> AsyncIterator[None]:

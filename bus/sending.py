@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LONGEST_TTL = 30 * DAY
 _TRY_AGAIN = 0.25
-_TAG = "tag:"
+TAG = "tag:"
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +104,7 @@ Resolve = Callable[[str, str], Awaitable[str]]
 
 async def _cannot_resolve(tag: str, skill: str) -> str:
     raise InvalidArgument(
-        f"{_TAG}{tag}.{skill} is found by the cards of those alive: use xnai.registry.open_registry(bus)."
+        f"{TAG}{tag}.{skill} is found by the cards of those alive: use xnai.registry.open_registry(bus)."
     )
 
 
@@ -126,9 +126,9 @@ class Sender:
         context: str | None = None,
     ) -> Order:
         """As `make_order`; an address `tag:TAG.SKILL` becomes that of the agent to ask now."""
-        if not isinstance(to, str) or not to.startswith(_TAG):
+        if not isinstance(to, str) or not to.startswith(TAG):
             return make_order(to, payload, lane=lane, ttl=ttl, id=id, context=context)
-        tag, skill = parse_address(to.removeprefix(_TAG))
+        tag, skill = parse_address(to.removeprefix(TAG))
         to = f"{await self.resolve(tag, skill)}.{skill}"
         order = make_order(to, payload, lane=lane, ttl=ttl, id=id, context=context)
         return msgspec.structs.replace(order, anywhere=True)

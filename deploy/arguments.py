@@ -27,7 +27,7 @@ def duration(text: str) -> float:
 
 def add_order(parser: argparse.ArgumentParser) -> None:
     """The options that describe a task: to whom, with what, on which lane, under which id."""
-    parser.add_argument("to", metavar="AGENT.SKILL", help="whom to ask, for example maths.double")
+    parser.add_argument("to", metavar="AGENT.SKILL", help="whom to ask: maths.double, or tag:TAG.SKILL")
     parser.add_argument(
         "payload", metavar="PAYLOAD", nargs="?", help="JSON, or text if it is no JSON; - reads stdin"
     )

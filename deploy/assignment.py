@@ -30,6 +30,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         url, token: of the broker; without, the bus is looked for as `open_bus` does.
         concurrency: instead of what the module says; None leaves that.
         settings: for the module's `configure`.
+        nice, oom_score_adj: what the process sets for itself.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int | None = None
     limits: Limits = Limits()
     settings: dict[str, Any] = {}
+    nice: int | None = None
+    oom_score_adj: int | None = None
 
 
 def write(assignment: Assignment) -> bytes:
@@ -50,14 +53,35 @@ def receive(parent: int) -> Assignment:
     """What our parent wants of us; from now on this process ends when it does (on Linux, at once).
 
     Raises:
-        InvalidSettings: stdin holds no assignment.
+        InvalidSettings: stdin holds no assignment, or the system refuses a part of it.
     """
     _die_with(parent)
     try:
-        return msgspec.json.decode(sys.stdin.buffer.read(), type=Assignment)
+        assignment = msgspec.json.decode(sys.stdin.buffer.read(), type=Assignment)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidSettings(
             f"--parent is for `xnai up`, which says on stdin what to do: {error}."
+        ) from error
+    _rank(assignment)
+    sys.path.insert(
+        0, str(Path(assignment.folder).parent)
+    )  # modules beside the settings, whatever its folder
+    return assignment
+
+
+def _rank(assignment: Assignment) -> None:
+    """Set what the kernel goes by when processors or memory are short."""
+    key = "nice"
+    try:
+        if assignment.nice is not None:
+            os.setpriority(os.PRIO_PROCESS, 0, assignment.nice)
+        key = "oom_score_adj"
+        if assignment.oom_score_adj is not None:
+            Path("/proc/self/oom_score_adj").write_text(str(assignment.oom_score_adj))
+    except OSError as error:
+        value = getattr(assignment, key)
+        raise InvalidSettings(
+            f"agents.{assignment.name}.{key}: {value} is refused: {error.strerror}."
         ) from error
 
 

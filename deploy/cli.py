@@ -18,7 +18,11 @@ from xnai.deploy.output import complain, say
 from xnai.deploy.statuses import Status, innermost, status_of
 from xnai.protocol.errors import XnaiError
 
-COMMANDS = ("up", "run", "call", "send", "task", "cancel", "watch", "ingest", "ask")
+COMMANDS = (
+    *("up", "down", "ps", "logs", "restart", "scale", "run", "agents"),
+    *("call", "send", "task", "cancel", "watch", "ingest", "ask"),
+    *("init", "doctor", "completion"),
+)
 _PACKAGE = "xnai.deploy.commands"
 
 

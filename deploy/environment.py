@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 PREFIX = "XNAI_"
+_OF_THE_SERVICE_MANAGER = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
 
 
 def variables() -> dict[str, str]:
@@ -20,8 +21,12 @@ def variable(name: str) -> str | None:
 
 
 def for_child(extra: Mapping[str, str]) -> dict[str, str]:
-    """What a child process gets: all that we have, and `extra`; what it prints comes at once."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1", **extra}
+    """What a child process gets: what we have and `extra`; what it prints comes at once.
+
+    What the service manager wants to hear is for us to say.
+    """
+    ours = {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVICE_MANAGER}
+    return {**ours, "PYTHONUNBUFFERED": "1", **extra}
 
 
 def wants_colour(stream: TextIO) -> bool:

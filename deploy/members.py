@@ -1,4 +1,4 @@
-"""The agents of a stack as processes: started, listened to, started again, stopped."""
+"""One process of an agent: started, told what to do, listened to, seen off."""
 
 from __future__ import annotations
 
@@ -6,91 +6,126 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from pathlib import Path
 from subprocess import PIPE
 
 import anyio
-from anyio.abc import ByteReceiveStream, Process, TaskGroup
+import msgspec
+from anyio.abc import ByteReceiveStream, Process
 
+from xnai.bus.background import background_tasks
 from xnai.deploy.assignment import Assignment, write
 from xnai.deploy.environment import for_child
 
-FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
-STABLE = 60.0
-"""Seconds after which a death is not one of a series."""
-STOP_TIMEOUT = 20.0
-"""Seconds that an agent has to leave: it drains for ten, and handlers that were stopped have four more."""
 _LONGEST_LINE = 1 << 16
+_LAST_WORDS = 2.0  # seconds for output that is on its way; a process that the agent started may hold the pipe
+_REMEMBERED = 20
+_CANNOT_START = 127  # as a shell has it
 Print = Callable[[str, str], None]
 """Gets "stdout" or "stderr", and a line."""
 
 
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process of an agent is started with; equal ones make equal processes."""
+
+    target: str
+    assignment: Assignment
+    cwd: str
+    env: dict[str, str] = {}
+
+
 class Member:
-    """One agent of the stack.
+    """One process, from its start to its end.
 
     Attributes:
-        ready: set once its process takes tasks.
+        pid: None until it runs.
+        began: on the monotonic clock.
+        ready: set once it takes tasks.
+        status: how it ended; None until then.
+        leave_by: when it is killed, on the monotonic clock; None until it is asked to leave.
         hurry: cancelled when it may not take its time to leave.
     """
 
-    def __init__(
-        self, target: str, assignment: Assignment, *, folder: Path, env: Mapping[str, str], show: Print
-    ) -> None:
-        self.name = assignment.name
+    def __init__(self, job: Job, show: Print, *, stop_timeout: float) -> None:
+        self.pid: int | None = None
+        self.began = time.monotonic()
         self.ready = anyio.Event()
+        self.status: int | None = None
+        self.leave_by: float | None = None
         self.hurry = anyio.CancelScope()
-        self._command = [
+        self._leave = anyio.CancelScope()
+        self._job, self._show, self._stop_timeout = job, show, stop_timeout
+        self._said: deque[str] = deque(maxlen=_REMEMBERED)
+
+    @property
+    def last_words(self) -> str:
+        """What it said of its end: its last line on stderr, where it named an error that line."""
+        errors = [line for line in self._said if line.startswith("error[")]
+        return (errors or self._said or [""])[-1]
+
+    def leave(self) -> None:
+        """Ask it to go; `run` returns when it has."""
+        self._leave.cancel()
+
+    async def run(self) -> int:
+        """Start it, and return its status when it has ended. When cancelled it is seen off first."""
+        job = self._job
+        command = [
             sys.executable,
             "-P",
             "-m",
             "xnai.deploy.cli",
             "run",
-            target,
+            job.target,
             f"--parent={os.getpid()}",
         ]
-        self._assignment, self._folder, self._env, self._show = assignment, folder, env, show
+        self.began = time.monotonic()
+        try:
+            process = await anyio.open_process(
+                command,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                cwd=job.cwd,
+                env=for_child(job.env),
+                start_new_session=True,  # a Ctrl-C at the terminal is for us to pass on, in order
+            )
+        except OSError as error:
+            self._hear("stderr", f"cannot be started in {job.cwd}: {error.strerror}")
+            self.status = _CANNOT_START
+            return self.status
+        self.pid = process.pid
+        return await self._attend(process)
 
-    async def run(self, readers: TaskGroup) -> None:
-        """Keep a process running until cancelled; then see it off. `readers` hear its last words."""
-        delay = FIRST_DELAY
-        while True:
-            began = time.monotonic()
-            status = await self._once(readers)
-            if time.monotonic() - began > STABLE:
-                delay = FIRST_DELAY
-            self._show("stderr", f"ended with status {status}; starts again in {delay:g} s")
-            await anyio.sleep(delay)
-            delay = min(2 * delay, LONGEST_DELAY)
-
-    async def _once(self, readers: TaskGroup) -> int:
-        process = await anyio.open_process(
-            self._command,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            cwd=self._folder,
-            env=for_child(self._env),
-            start_new_session=True,  # a Ctrl-C at the terminal is for us to pass on, in order
-        )
-        assert process.stdin is not None
+    async def _attend(self, process: Process) -> int:
         assert process.stdout is not None
         assert process.stderr is not None
-        readers.start_soon(self._read, process.stdout, "stdout")
-        readers.start_soon(self._read, process.stderr, "stderr")
-        try:
-            await _hand_over(process, write(self._assignment))
-            return await process.wait()
-        finally:
-            if process.returncode is None:
-                await self._see_off(process)
+        ends = (anyio.Event(), anyio.Event())
+        async with background_tasks() as readers:
+            readers.start_soon(self._read, process.stdout, "stdout", ends[0])
+            readers.start_soon(self._read, process.stderr, "stderr", ends[1])
+            try:
+                with self._leave:
+                    await _hand_over(process, write(self._job.assignment))
+                    await process.wait()
+            finally:
+                if process.returncode is None:
+                    await self._see_off(process)
+                with anyio.move_on_after(_LAST_WORDS, shield=True):
+                    for end in ends:
+                        await end.wait()
+                self.status = process.returncode
+        assert self.status is not None
+        return self.status
 
     async def _see_off(self, process: Process) -> None:
         """SIGTERM, time to leave, then SIGKILL to it and whatever it started."""
         process.terminate()
+        self.leave_by = time.monotonic() + self._stop_timeout
         with anyio.CancelScope(shield=True):
-            with self.hurry, anyio.move_on_after(STOP_TIMEOUT):
+            with self.hurry, anyio.move_on_after(self._stop_timeout):
                 await process.wait()
                 return
             self._show("stderr", "did not leave in time and is killed")
@@ -98,12 +133,18 @@ class Member:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
-    async def _read(self, stream: ByteReceiveStream, kind: str) -> None:
+    async def _read(self, stream: ByteReceiveStream, kind: str, end: anyio.Event) -> None:
         async with stream:
             async for line in lines(stream):
-                self._show(kind, line)
-                if kind == "stdout" and line == f"ready {self.name}":
-                    self.ready.set()
+                self._hear(kind, line)
+        end.set()
+
+    def _hear(self, kind: str, line: str) -> None:
+        self._show(kind, line)
+        if kind == "stderr" and line.strip():
+            self._said.append(line)
+        if kind == "stdout" and line == f"ready {self._job.assignment.name}":
+            self.ready.set()
 
 
 async def _hand_over(process: Process, data: bytes) -> None:

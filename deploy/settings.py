@@ -10,11 +10,17 @@
     [agents.maths]
     module = "examples/maths.py"  # or "package.module:agent"
     concurrency = 8
+    replicas = 2                  # processes
+    needs = ["inference"]         # is ready before this one starts
+    memory = "512MiB"             # drained and started again when it holds more
     env = { TZ = "UTC" }
     settings = { digits = 12 }    # handed to the module's `configure`
 
     [keeper]
     kept = "7d"                   # how long the log of an ended task stays
+
+    [supervisor]
+    quick_deaths = 5              # so many, and an agent is given up
 
 Without an `[agents]` table, or without a file, the stack has the three agents of DEFAULT_AGENTS. A variable
 is `XNAI_<TABLE>_<KEY>`, for example `XNAI_LIMITS_LOG=2GiB`; `XNAI_URL` and `XNAI_TOKEN` are the broker's.
@@ -24,8 +30,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -49,13 +56,14 @@ from xnai.protocol.names import check_name
 DEFAULT_AGENTS = {name: f"xnai.agents.{name}.agent:agent" for name in ("inference", "curation", "retrieval")}
 _LIMITS = Limits()
 _OPTIONS = ServerOptions()
-_TABLES = ("server", "limits", "keeper")
+_TABLES = ("server", "limits", "keeper", "supervisor")
 _SHORT = {"XNAI_URL": ("server", "url"), "XNAI_TOKEN": ("server", "token")}
 _ELSEWHERE = {"XNAI_NAME"}  # the sender's name, which the bus reads
 
 Size = Annotated[int, BeforeValidator(read_size), Field(gt=0)]
 Seconds = Annotated[float, BeforeValidator(read_duration), Field(gt=0)]
 Name = Annotated[str, AfterValidator(lambda name: check_name(name, "agent name"))]
+Replicas = Annotated[int, Field(ge=0, le=64)]
 
 
 class Table(BaseModel):
@@ -92,10 +100,18 @@ class LimitsTable(Table):
 
 
 class AgentTable(Table):
-    """One agent: what to run, how many tasks at once, extra environment, and its own settings."""
+    """One agent: what to run, in how many processes, with what, and what becomes of one that ends."""
 
     module: str | None = Field(default=None, min_length=1)
     concurrency: int | None = Field(default=None, ge=1)
+    replicas: Replicas = 1
+    alone: bool = False
+    needs: tuple[Name, ...] = ()
+    restart: Literal["always", "on_failure", "never"] = "always"
+    memory: Size | None = None
+    cwd: str | None = Field(default=None, min_length=1)
+    nice: int | None = Field(default=None, ge=-20, le=19)
+    oom_score_adj: int | None = Field(default=None, ge=-1000, le=1000)
     env: dict[str, str] = {}
     settings: dict[str, Any] = {}
 
@@ -107,26 +123,61 @@ class KeeperTable(Table):
     kept: Seconds = KEPT_AFTER_THE_END
 
 
+class SupervisorTable(Table):
+    """What `xnai up` does with agents that die, that are to leave, and with what they print."""
+
+    quick_deaths: int = Field(default=5, ge=1)
+    quick: Seconds = 60.0
+    first_delay: Seconds = 1.0
+    longest_delay: Seconds = 30.0
+    stop_timeout: Seconds = 20.0
+    log_size: Size = 10 << 20
+    log_files: int = Field(default=5, ge=1)
+
+
 class Settings(Table):
     """All of it."""
 
     server: ServerTable = ServerTable()
     limits: LimitsTable = LimitsTable()
     agents: dict[Name, AgentTable] = Field(
-        default_factory=lambda: {name: AgentTable(module=module) for name, module in DEFAULT_AGENTS.items()}
+        default_factory=lambda: {name: _completed(name, AgentTable()) for name in DEFAULT_AGENTS}
     )
     keeper: KeeperTable = KeeperTable()
+    supervisor: SupervisorTable = SupervisorTable()
 
     @field_validator("agents")
     @classmethod
-    def _know_their_modules(cls, agents: dict[str, AgentTable]) -> dict[str, AgentTable]:
+    def _complete(cls, agents: dict[str, AgentTable]) -> dict[str, AgentTable]:
         for name, agent in agents.items():
             if agent.module is None and name not in DEFAULT_AGENTS:
                 raise ValueError(f'{name} needs a module, for example module = "{name}.py"')
-        return {
-            name: agent.model_copy(update={"module": agent.module or DEFAULT_AGENTS[name]})
-            for name, agent in agents.items()
-        }
+        complete = {name: _completed(name, agent) for name, agent in agents.items()}
+        for name, agent in complete.items():
+            if agent.alone and agent.replicas > 1:
+                raise ValueError(f"{name} is to be alone, and has {agent.replicas} replicas")
+        _check_needs({name: agent.needs for name, agent in complete.items()})
+        return complete
+
+
+def _check_needs(needs: Mapping[str, Sequence[str]]) -> None:
+    for name, others in needs.items():
+        for other in others:
+            if other not in needs:
+                raise ValueError(f"{name} needs {other}, which is not there.{_hint(other, needs)}")
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        circle = " needs ".join(reversed(error.args[1]))
+        raise ValueError(f"{circle}: none of them could start") from None
+
+
+def _completed(name: str, agent: AgentTable) -> AgentTable:
+    """With the module of an agent of ours; one process at a time may have the folder of passages open."""
+    folder_of_passages = name == "retrieval" and agent.module is None and not agent.settings.get("url")
+    return agent.model_copy(
+        update={"module": agent.module or DEFAULT_AGENTS[name], "alone": agent.alone or folder_of_passages}
+    )
 
 
 def read_settings(file: Path | None, variables: Mapping[str, str]) -> Settings:
@@ -171,7 +222,8 @@ def _sentence(error: ValidationError, file: Path | None, sources: Mapping[tuple[
     if first["type"] == "extra_forbidden":
         reason = f"there is no such key.{_hint(place[-1], _keys(place[:-1]))}"
     else:
-        reason = first["msg"].removeprefix("Value error, ").rstrip(".") + "."
+        reason = first["msg"].removeprefix("Value error, ").rstrip(".")
+        reason += "" if reason.endswith("?") else "."
     variable = sources.get((place[0], place[-1]))
     where = variable or f"{file}, {'.'.join(place)}"
     more = f" ({len(others)} more)" if others else ""

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 import anyio
 import msgspec
@@ -22,7 +23,10 @@ from xnai.bus.server import write_secret
 from xnai.protocol.errors import XnaiError
 
 log = logging.getLogger(__name__)
+_SUPERVISOR_FILE = "supervisor.json"
+_LOCK_FILE = "lock"
 _LEFTOVER_TIMEOUT = 10.0
+_LOOKS, _MOMENT = 5, 0.02
 
 
 class AlreadyUp(XnaiError):
@@ -31,12 +35,39 @@ class AlreadyUp(XnaiError):
     code = "already_up"
 
 
+class Supervision(msgspec.Struct, frozen=True):
+    """The agent that keeps a stack up, as its commands find it."""
+
+    agent: str
+    pid: int
+
+
 class Stack:
     """One `.xnai/` folder, in the hands of one process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.server_folder = folder / "server"
+
+    def holder(self) -> int | None:
+        """The process that keeps this stack up; None where it is down."""
+        try:
+            with (self.folder / _LOCK_FILE).open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    said = file.read().strip()
+                    return int(said) if said else os.getpid()  # it is taking the lock at this moment
+        except FileNotFoundError:
+            pass
+        return None
+
+    def supervision(self) -> Supervision | None:
+        """The agent that keeps this stack up; None while it comes up, or where it is down."""
+        try:
+            return msgspec.json.decode((self.folder / _SUPERVISOR_FILE).read_bytes(), type=Supervision)
+        except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
+            return None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -48,18 +79,25 @@ class Stack:
         self.server_folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         (self.folder / ".gitignore").write_text("*\n")
-        with (self.folder / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with (self.folder / _LOCK_FILE).open("a+") as file:
+            if not _lock(file):
                 file.seek(0)
-                raise AlreadyUp(
-                    f"The stack in {self.folder} is already up, pid {file.read().strip()}."
-                ) from None
+                raise AlreadyUp(f"The stack in {self.folder} is already up, pid {file.read().strip()}.")
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+            (self.folder / _SUPERVISOR_FILE).unlink(missing_ok=True)  # of one that was killed
             yield
+
+    @contextmanager
+    def supervised_by(self, agent: str) -> Iterator[None]:
+        """Let the commands find the agent that keeps this stack up while the context is open."""
+        file = self.folder / _SUPERVISOR_FILE
+        write_secret(file, msgspec.json.encode(Supervision(agent, os.getpid())).decode())
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
 
     @contextmanager
     def announced(self, address: Address) -> Iterator[None]:
@@ -109,7 +147,7 @@ class Stack:
 
     def _is_our_server(self, pid: int) -> bool:
         """A process id is used again: what counts is the configuration that it runs with."""
-        return str(self.server_folder / "nats-server.conf") in _arguments(pid)
+        return str(self.server_folder / "nats-server.conf") in arguments_of(pid)
 
     async def _end(self, pid: int) -> None:
         until = time.monotonic() + _LEFTOVER_TIMEOUT
@@ -120,7 +158,19 @@ class Stack:
             await anyio.sleep(0.05)
 
 
-def _arguments(pid: int) -> str:
+def _lock(file: TextIO) -> bool:
+    """Take the lock of a stack, if nobody has it; whoever only looks at it has it for a moment."""
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_MOMENT)
+        else:
+            return True
+    return False
+
+
+def arguments_of(pid: int) -> str:
     """What a process was started with; nothing if it has ended, even where nobody collects the ended ones."""
     if Path("/proc/self/cmdline").exists():  # Linux, where `ps` may not be installed
         try:

@@ -5,54 +5,85 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import anyio
-from anyio.abc import TaskGroup
 
 from xnai.bus import Server, ServerOptions, open_bus
 from xnai.bus.background import background_tasks
 from xnai.bus.keeper import keep
 from xnai.bus.locating import Address
-from xnai.deploy.assignment import Assignment
+from xnai.bus.streams import declare_shared
 from xnai.deploy.console import Console
 from xnai.deploy.logs import log_to
-from xnai.deploy.members import Member
-from xnai.deploy.output import show
+from xnai.deploy.notify import keep_notifying, notify
+from xnai.deploy.output import say, show
 from xnai.deploy.settings import Settings
 from xnai.deploy.signals import STOPPING
 from xnai.deploy.stack import Stack
+from xnai.deploy.statuses import Status
+from xnai.deploy.supervisor.agent import agent_name, open_supervisor
+from xnai.deploy.supervisor.detaching import let_go
+from xnai.deploy.supervisor.fleet import Fleet
+from xnai.deploy.supervisor.logfiles import FOLDER, LogFiles
 
 _KEEPER = "keeper"
-_LAST_WORDS = 2.0  # seconds for output that is still on its way when all agents have ended
 _SERVER_DELAY = 1.0
 
 
 class Up:
-    """One stack, from its start to its end."""
+    """One stack, from its start to its end.
 
-    def __init__(self, settings: Settings, stack: Stack, *, as_json: bool) -> None:
-        self._settings, self._stack, self._as_json = settings, stack, as_json
-        self._console = Console(settings.agents, quiet_stdout=as_json)
-        self._members: list[Member] = []
+    Args:
+        read: reads its settings.
+        watched: the file of the settings, if changes of it and of sources are to be applied.
+        background: whether to leave the terminal once it is ready.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Settings],
+        stack: Stack,
+        *,
+        as_json: bool,
+        watched: Path | None = None,
+        background: bool = False,
+    ) -> None:
+        settings = read()
+        self._read, self._settings, self._stack, self._as_json = read, settings, stack, as_json
+        self._watched, self._background = watched, background
+        self._files = LogFiles(
+            stack.folder / FOLDER,
+            size=settings.supervisor.log_size,
+            count=settings.supervisor.log_files,
+            complain=say,
+        )
+        self._console = Console(settings.agents, quiet_stdout=as_json, keep=self._files.keep)
+        self._fleet: Fleet | None = None
         self._leave = anyio.CancelScope()
         log_to(self._console.say, logging.getLogger().level)
 
-    async def run(self) -> None:
+    async def run(self) -> Status:
         """Bring it up; after a signal, take it down: agents first, then the broker.
+
+        Returns FAILURE where an agent was given up, otherwise DONE.
 
         Raises:
             NoBus, NotAllowed, ServerTooOld: there is no broker to be had.
             Busy: it has no room for the agents' queues and logs.
         """
-        async with anyio.create_task_group() as readers, background_tasks() as tasks:
+        async with background_tasks() as tasks:
             await tasks.start(self._listen)
             with self._leave:
                 async with self._broker() as address:
                     with self._stack.announced(address):
-                        await self._serve(address, readers)
-            readers.cancel_scope.deadline = anyio.current_time() + _LAST_WORDS
+                        await self._serve(address)
+        if self._fleet and (given_up := [name for name, each in self._fleet.groups.items() if each.given_up]):
+            self._console.say(f"given up: {', '.join(given_up)}")
+            return Status.FAILURE
+        return Status.DONE
 
     async def _listen(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """The first signal takes the stack down, the second one kills what does not leave."""
@@ -61,11 +92,10 @@ class Up:
             async for number in signals:
                 if self._leave.cancel_called:
                     self._console.say("killing what is left")
-                    for member in self._members:
-                        member.hurry.cancel()
+                    if self._fleet:
+                        self._fleet.hurry()
                 else:
-                    self._console.say(f"{signal.strsignal(number)}: stopping; once more kills")
-                    self._leave.cancel()
+                    self._go_down(f"{signal.strsignal(number)}: stopping; once more kills")
 
     @asynccontextmanager
     async def _broker(self) -> AsyncIterator[Address]:
@@ -87,41 +117,51 @@ class Up:
             await anyio.sleep(_SERVER_DELAY)
             await server.start()
 
-    async def _serve(self, address: Address, readers: TaskGroup) -> None:
-        """Declare the agents, start them, keep the bus in order, until cancelled."""
-        keeper = self._settings.keeper
-        async with open_bus(address.url, token=address.token, name=_KEEPER) as bus:
-            for name in self._settings.agents:
-                await bus.declare(name, self._settings.limits.limits())
-            self._members = [self._member(name, address) for name in self._settings.agents]
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(lambda: keep(bus, interval=keeper.interval, kept=keeper.kept))
-                for member in self._members:
-                    tasks.start_soon(member.run, readers)
-                for member in self._members:
-                    await member.ready.wait()
-                self._tell_ready(address)
-
-    def _member(self, name: str, address: Address) -> Member:
-        table = self._settings.agents[name]
-        assert table.module is not None
-        assignment = Assignment(
-            name=name,
-            url=address.url,
-            token=address.token,
-            folder=str(self._stack.folder),
-            concurrency=table.concurrency,
-            limits=self._settings.limits.limits(),
-            settings=table.settings,
+    async def _serve(self, address: Address) -> None:
+        """Start the agents, answer for them, keep the bus in order, until cancelled."""
+        keeper, limits = self._settings.keeper, self._settings.limits.limits()
+        name = agent_name(self._stack.folder)
+        fleet = self._fleet = Fleet(
+            self._read, folder=self._stack.folder, address=address, console=self._console
         )
-        return Member(
-            table.module,
-            assignment,
-            folder=self._stack.folder.parent,
-            env=table.env,
-            show=lambda kind, line: self._console.line(name, kind, line),
-        )
+        async with AsyncExitStack() as stack:
+            bus = await stack.enter_async_context(open_bus(address.url, token=address.token, name=_KEEPER))
+            await declare_shared(bus.api, limits)
+            await stack.enter_async_context(
+                open_supervisor(
+                    fleet,
+                    address,
+                    name=name,
+                    limits=limits,
+                    say=self._console.say,
+                    down=lambda: self._go_down("asked to go down: stopping"),
+                )
+            )
+            await stack.enter_async_context(fleet.open(bus))
+            stack.enter_context(self._stack.supervised_by(name))
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            tasks.start_soon(lambda: keep(bus, interval=keeper.interval, kept=keeper.kept))
+            if self._watched:
+                from xnai.deploy.supervisor.watching import watch  # reading sources takes memory
 
-    def _tell_ready(self, address: Address) -> None:
-        facts = {"ready": list(self._settings.agents), "url": address.url, "folder": str(self._stack.folder)}
+                await tasks.start(watch, fleet, self._watched, self._console)
+            await fleet.settle()
+            self._tell_ready(fleet, address)
+            if self._background:
+                self._console.silent = True
+                let_go(self._stack.folder)
+            notify("READY=1")
+            await keep_notifying(lambda: True)  # which it does as long as our loop turns
+            await anyio.sleep_forever()
+
+    def _go_down(self, why: str) -> None:
+        self._console.say(why)
+        notify("STOPPING=1")
+        self._leave.cancel()
+
+    def _tell_ready(self, fleet: Fleet, address: Address) -> None:
+        facts = {"ready": fleet.ready, "url": address.url, "folder": str(self._stack.folder)}
+        if fleet.missing:
+            self._console.say(f"not ready: {', '.join(fleet.missing)}")
+            facts["missing"] = fleet.missing
         show(facts if self._as_json else "ready", as_json=self._as_json)

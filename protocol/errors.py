@@ -12,6 +12,7 @@
     │   ├── NoBus                         no_bus              there is no bus to connect to
     │   ├── NotAllowed                    not_allowed         the broker refuses the login or the request
     │   ├── ServerTooOld                  server_too_old      the broker lacks what "one outcome" rests on
+    │   ├── NotConsuming                  not_consuming       an agent has its link, but can take no tasks
     │   └── Busy                          busy                a queue, log or blob store is full
     ├── UnknownAgent (LookupError)        unknown_agent       no queue of that name was ever declared
     ├── UnknownTask (LookupError)         unknown_task        no queue and no log holds that id
@@ -107,6 +108,12 @@ class ServerTooOld(Unavailable):
     """The broker is older than 2.12 and would silently ignore the gate before the outcome."""
 
     code = "server_too_old"
+
+
+class NotConsuming(Unavailable):
+    """An agent can take no tasks although it has its link: its queue is gone, or does not answer."""
+
+    code = "not_consuming"
 
 
 class Busy(Unavailable):

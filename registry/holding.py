@@ -18,7 +18,7 @@ from xnai.protocol.errors import Unavailable
 
 log = logging.getLogger(__name__)
 _GOODBYE = 1.0  # seconds, the shortest lease there is: an empty card says that its holder has left
-_BETWEEN = 0.2  # seconds between two renewals that were asked for
+_GATHERING = 0.1  # seconds after the wish for a renewal: what changes meanwhile goes with it
 
 
 class HeldCard:
@@ -43,12 +43,14 @@ class HeldCard:
             while True:
                 with anyio.move_on_after(self._lease / 3):
                     await self._due.wait()
+                    await anyio.sleep(_GATHERING)
                 self._due = anyio.Event()
+                if not self._bus.transport.connected:  # renewed as soon as it is
+                    continue
                 try:
                     await self.store()
                 except Unavailable as error:  # it may expire: whoever watches then says so, rightly
                     log.warning("the agent card could not be renewed: %s", error)
-                await anyio.sleep(_BETWEEN)
 
     async def take_back(self) -> None:
         """Tell whoever watches that this instance leaves, if the broker can be reached at once."""

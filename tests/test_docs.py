@@ -22,7 +22,14 @@ from xnai.agents.inference.agent import InferenceSettings
 from xnai.agents.retrieval import errors as retrieval
 from xnai.agents.retrieval.agent import RetrievalSettings
 from xnai.deploy.cli import COMMANDS
-from xnai.deploy.settings import AgentTable, KeeperTable, LimitsTable, ServerTable, read_settings
+from xnai.deploy.settings import (
+    AgentTable,
+    KeeperTable,
+    LimitsTable,
+    ServerTable,
+    SupervisorTable,
+    read_settings,
+)
 from xnai.deploy.statuses import Status
 from xnai.protocol import errors
 from xnai.protocol.errors import TaskFailed, XnaiError
@@ -35,8 +42,9 @@ TABLES: dict[str, type[BaseModel]] = {
     "[agents.inference.settings]": InferenceSettings,
     "[agents.retrieval.settings]": RetrievalSettings,
     "[keeper]": KeeperTable,
+    "[supervisor]": SupervisorTable,
 }
-WITH_VARIABLES = ("server", "limits", "keeper")
+WITH_VARIABLES = ("server", "limits", "keeper", "supervisor")
 
 # What a command says of errors that are none of ours, and what stands for an outcome without a code.
 WITHOUT_CLASS = {"usage", "failure", "unexpected", "failed"}

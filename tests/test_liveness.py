@@ -19,8 +19,9 @@ from terminal import EXAMPLES, PATIENCE, Program, program, until
 from xnai.agents import Agent, Context, vitals
 from xnai.agents.vitals import level_of
 from xnai.bus import Bus, Limits, Server
+from xnai.deploy.statuses import innermost
 from xnai.protocol import subjects
-from xnai.protocol.errors import Unavailable
+from xnai.protocol.errors import NotConsuming, Unavailable
 from xnai.protocol.presence import DRAIN, PING, PROBE, Level, Presence
 from xnai.registry import read_instances
 
@@ -149,6 +150,26 @@ async def test_a_consumer_that_is_deleted_is_made_again_and_counted(server: Serv
             await until(lambda: serving.healed == 1)
             await until(lambda: level_of(serving)[0] is Level.PROGRESSING)
             assert (await probe(bus, await place_of(bus, "resting"))).healed == 1
+
+
+async def test_what_cannot_be_healed_ends_the_agent_and_says_why(
+    server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(agent: str, lane: str) -> None:
+        raise Unavailable("no leader")
+
+    async def serve_without_a_consumer() -> None:
+        async with worker(server, resting()) as serving:
+            monkeypatch.setattr(serving._puller, "_heal", refuse)
+            await bus.api.ask(f"CONSUMER.DELETE.{subjects.task_stream('resting')}.normal")
+            await anyio.sleep_forever()
+
+    monkeypatch.setattr("xnai.agents.worker._HOPELESS", 0.3)
+    with anyio.fail_after(20), pytest.raises(ExceptionGroup) as caught:
+        await serve_without_a_consumer()
+    error = innermost(caught.value)
+    assert isinstance(error, NotConsuming)
+    assert str(error) == "resting has taken no tasks for 0.3 s: The queue of resting, lane normal, is gone."
 
 
 async def test_pulls_that_are_not_answered_leave_the_link(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from terminal import EXAMPLES, PATIENCE, program
 
 from xnai.agents import Agent, Context
 from xnai.bus import Bus, Limits, Server
+from xnai.bus.parser import Frame
 from xnai.protocol import subjects
 from xnai.protocol.errors import InvalidAgent, InvalidArgument, UnknownAgent
 from xnai.registry import Change, Registry, open_registry
@@ -141,6 +144,30 @@ async def test_nobody_is_lost_when_the_broker_is_killed_and_comes_back(server: S
                 if change.instance.sequence < before.sequence or change.kind is Kind.RENEWED:
                     break
             assert [one.key for one in registry.instances()] == [before.key]
+
+
+async def test_after_a_pause_of_the_machine_nobody_is_lost_at_once(server: Server, tmp_path: Path) -> None:
+    env = {"XNAI_URL": server.url, "XNAI_TOKEN": server.token, "XNAI_LIMITS_LEASE": "1"}
+    async with (
+        registry_of(server, lease=3600.0) as (bus, registry),
+        program("run", EXAMPLES / "maths.py", folder=tmp_path, env=env) as maths,
+    ):
+        with anyio.fail_after(PATIENCE):
+            joined = await until(registry, Kind.JOINED, "maths")
+            ended = anyio.Event()
+
+            def take(frame: Frame) -> None:
+                if b"MaxAge" in frame.head:
+                    ended.set()
+
+            async with bus.transport.listen(subjects.ALIVE_SUBJECTS, take):
+                await bus.transport.flush()
+                os.kill(maths.pid, signal.SIGSTOP)
+                registry._ticked -= 60.0  # as after a minute in which the whole machine slept
+                await ended.wait()
+                assert registry.find(agent="maths")[0].key == joined.instance.key
+                os.kill(maths.pid, signal.SIGCONT)
+                await until(registry, Kind.RENEWED, "maths")
 
 
 async def test_a_tag_asks_the_agent_with_the_most_room(server: Server) -> None:

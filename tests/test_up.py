@@ -32,6 +32,7 @@ from terminal import (
 from xnai.agents import Agent
 from xnai.bus import Bus, Server, open_bus
 from xnai.bus.locating import ADDRESS_FILE, STACK_FOLDER, Address, read_address
+from xnai.deploy.supervisor.agent import agent_name
 from xnai.protocol import TaskState
 from xnai.protocol.errors import UnknownTask
 
@@ -70,7 +71,9 @@ async def begin(bus: Bus, to: str, payload: object) -> str:
 def own(folder: Path, source: str, *, more: str = "") -> None:
     """A stack with one agent, `own`, that is written here."""
     (folder / "own.py").write_text(
-        "import sys\nfrom xnai.agents import Agent\nagent = Agent('own')\n" + source
+        "import sys\nfrom xnai.agents import Agent\nagent = Agent('own')\n"
+        f"{source}\n"
+        "@agent.skill\ndef nothing() -> None:\n    return None\n"
     )
     (folder / "xnai.toml").write_text(f'{SMALL}\n[agents.own]\nmodule = "own.py"\n{more}')
 
@@ -242,9 +245,7 @@ async def test_a_stack_comes_up_once_and_is_found_from_any_folder_below_its_sett
     below = place(tmp_path, "hello") / "a" / "b"
     below.mkdir(parents=True)
     async with up(below) as stack:
-        done = await command("up", folder=tmp_path)
-        assert (done.status, complaint(done)) == (1, "already_up")
-        assert f"already up, pid {stack.pid}." in done.err
+        assert await command("up", folder=tmp_path) == Done(0, "nothing has changed\n", "")
         assert (await command("call", "hello.greet", "you", folder=below)).out == "Hello, you!\n"
         assert address(tmp_path).pid == stack.pid
         assert await stack.stop() == 0
@@ -360,7 +361,8 @@ async def test_an_outside_broker_is_used_where_the_settings_name_one(server: Ser
         assert (await command("call", "maths.double", "21", folder=tmp_path)).out == "42\n"
         assert await stack.stop() == 0
     async with member(server) as bus:
-        assert len(await bus.finder.agents()) == 1
+        supervisor = agent_name(tmp_path / STACK_FOLDER)
+        assert sorted(await bus.finder.agents()) == ["maths", "supervisor", supervisor]
 
 
 async def test_a_wrong_token_for_an_outside_broker_is_one_sentence(server: Server, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ _EXAMPLES = """\
 examples:
   xnai call maths.double 21
   xnai call maths.count 3 --stream
+  xnai call tag:fast.summarise "whoever is free"
   cat notes.txt | xnai call texts.summarise -
 """
 
@@ -39,20 +40,17 @@ def add(commands: Any) -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    from xnai.bus import open_bus
     from xnai.bus.bus import CALL_TIMEOUT, STREAM_TIMEOUT
-    from xnai.bus.sending import make_order
+    from xnai.deploy.reaching import open_bus_for
     from xnai.deploy.waiting import until_interrupted
 
-    order = make_order(
-        arguments.to,
-        read_payload(arguments.payload, arguments.file),
-        lane=arguments.lane,
-        ttl=arguments.timeout or (STREAM_TIMEOUT if arguments.stream else CALL_TIMEOUT),
-        id=arguments.id,
-    )
+    payload = read_payload(arguments.payload, arguments.file)
+    timeout = arguments.timeout or (STREAM_TIMEOUT if arguments.stream else CALL_TIMEOUT)
     work = _stream if arguments.stream else _call
-    async with open_bus() as bus:
+    async with open_bus_for(arguments.to) as bus:
+        order = await bus.sender.order(
+            arguments.to, payload, lane=arguments.lane, ttl=timeout, id=arguments.id
+        )
         return await until_interrupted(bus, order.id, lambda: work(bus, order, as_json=arguments.json))
 
 

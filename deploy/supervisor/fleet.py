@@ -1,0 +1,264 @@
+"""All agents of a stack: each starts when what it needs is ready, and leaves when nothing needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+from anyio.abc import TaskGroup
+
+from xnai.bus import Bus
+from xnai.bus.background import background_tasks
+from xnai.bus.locating import Address
+from xnai.deploy.assignment import Assignment
+from xnai.deploy.console import Console
+from xnai.deploy.members import Job
+from xnai.deploy.settings import AgentTable, Settings
+from xnai.deploy.supervisor.group import Group
+from xnai.deploy.supervisor.orders import Changes, NotReady, Row
+from xnai.deploy.supervisor.probing import Prober, resident, row_of, waiting_row
+from xnai.protocol.errors import InvalidArgument
+
+_COUNT_DOWN_EVERY = 1.0
+_LOOK_AT_MEMORY_EVERY = 0.5
+CONTRADICTION = "cannot run beside"
+"""Stands in what an agent says whose schemas contradict those of one that runs."""
+_AT_THE_NEXT_START = ("server", "limits", "keeper", "supervisor")
+
+
+class Fleet:
+    """The agents of one stack, on one bus.
+
+    Args:
+        read: reads the settings; the agents are as it says, at first and after each `reload`.
+        folder: the stack's `.xnai`.
+    """
+
+    def __init__(
+        self, read: Callable[[], Settings], *, folder: Path, address: Address, console: Console
+    ) -> None:
+        self.settings = read()
+        self.groups: dict[str, Group] = {}
+        self._read, self._began_with = read, self.settings
+        self._folder, self._address, self._console = folder, address, console
+        self._reloading = anyio.Lock()
+        self._leaving = False
+        self._bus: Bus
+        self._tasks: TaskGroup
+
+    @asynccontextmanager
+    async def open(self, bus: Bus) -> AsyncIterator[None]:
+        """Start all agents; at the end all have left, however the context ends."""
+        self._bus, self._prober = bus, Prober(bus)
+        async with background_tasks() as self._tasks:
+            try:
+                for name in self.settings.agents:
+                    await self._declare(name)
+                self._start(list(self.settings.agents))
+                self._tasks.start_soon(self._watch_memory)
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._drain()
+
+    async def settle(self) -> None:
+        """Wait until each agent is ready, or will not be unless somebody does something about it."""
+        for group in list(self.groups.values()):
+            await group.settled.wait()
+
+    def targets(self) -> list[tuple[str, str, Path]]:
+        """For each agent its name, its module, and the folder where that is looked for."""
+        tables = self.settings.agents.items()
+        return [(name, table.module or "", self._folder.parent) for name, table in tables]
+
+    @property
+    def ready(self) -> list[str]:
+        return [name for name, group in self.groups.items() if group.ready.is_set() and not group.given_up]
+
+    @property
+    def missing(self) -> list[str]:
+        """The agents that are not as their settings want them."""
+        return [name for name in self.groups if name not in self.ready]
+
+    def group(self, name: str) -> Group:
+        """The agent of this name.
+
+        Raises:
+            InvalidArgument: the settings have none.
+        """
+        return self.groups.get(name) or _unknown(name, self.groups)
+
+    def hurry(self) -> None:
+        """End what has not left yet."""
+        for group in self.groups.values():
+            group.leave(hurry=True)
+
+    async def rows(self, name: str | None = None) -> list[Row]:
+        """The processes of all agents, or of one, as they are now."""
+        groups = [self.group(name)] if name else list(self.groups.values())
+        places = [place for group in groups for place in group.places]
+        said = await self._prober.ask([place.member.pid for place in places if place.running])
+        rows = [waiting_row(group.name) for group in groups if group.waiting]
+        return rows + [row_of(group.name, place, said) for group in groups for place in group.places]
+
+    # Changing
+
+    async def scale(self, name: str, replicas: int) -> None:
+        """Have so many processes of an agent; raises as `Group.scale` does, and InvalidArgument."""
+        await self.group(name).scale(replicas)
+
+    async def renew(self, name: str) -> None:
+        """New processes for an agent whose source has changed.
+
+        Where the new ones refuse to run beside the old ones, because a schema changed, those leave first.
+
+        Raises:
+            NotReady: they do not take tasks.
+        """
+        group = self.group(name)
+        try:
+            await group.replace()
+        except NotReady as error:
+            if CONTRADICTION not in str(error):
+                raise
+            await group.replace(alone=True)
+
+    async def reload(self) -> Changes:
+        """Read the settings again, and do what changed in them; what was given up gets another chance.
+
+        Raises:
+            InvalidSettings: they cannot be used; nothing has changed.
+        """
+        async with self._reloading:
+            settings = self._read()
+            before, self.settings = self.settings.agents, settings
+            stopped = [name for name in self.groups if name not in settings.agents]
+            started = [name for name in settings.agents if name not in self.groups]
+            waiting = [name for name, group in self.groups.items() if group.waiting and name not in stopped]
+            await self._stop([*stopped, *waiting])  # those that wait may be told to wait for others
+            for name in started:
+                await self._declare(name)
+            self._start([*started, *waiting])
+            changes = Changes(
+                started=started, stopped=stopped, restarted=[], scaled={}, failed={}, later=self._later()
+            )
+            for name in settings.agents:
+                if name in before and name not in (*started, *waiting):
+                    await self._change(self.groups[name], changes)
+            for name in (*started, *waiting):
+                await self.groups[name].settled.wait()
+                if errors := [place.last_error for place in self.groups[name].places if place.over]:
+                    changes.failed[name] = errors[0] or ""
+            changes.started.extend(name for name in waiting if self.groups[name].ready.is_set())
+            return changes
+
+    def _later(self) -> list[str]:
+        began, now = self._began_with, self.settings
+        return [table for table in _AT_THE_NEXT_START if getattr(began, table) != getattr(now, table)]
+
+    async def _change(self, group: Group, changes: Changes) -> None:
+        """Make an agent that runs what its settings say now."""
+        name, old = group.name, group.table
+        table = self.settings.agents[name]
+        job = self._job(name, table)
+        try:
+            if job != group.job or group.given_up:
+                changes.restarted.append(name)
+                await group.replace(table, job)
+            group.take(table)
+            if old.replicas != table.replicas:
+                changes.scaled[name] = table.replicas
+                await group.scale(table.replicas)
+        except NotReady as error:
+            changes.failed[name] = str(error)
+
+    async def _stop(self, names: list[str]) -> None:
+        for name in names:
+            self.groups[name].leave()
+        for name in names:
+            await self.groups.pop(name).gone.wait()
+
+    # Coming and going
+
+    async def _declare(self, name: str) -> None:
+        await self._bus.declare(name, self.settings.limits.limits())
+
+    def _start(self, names: list[str]) -> None:
+        if self._leaving:
+            raise NotReady("The stack is going down.")
+        for name in names:
+            self.groups[name] = self._new_group(name)
+        for name in names:
+            needs = [self.groups[other] for other in self.settings.agents[name].needs]
+            self._tasks.start_soon(self.groups[name].run, needs)
+
+    def _new_group(self, name: str) -> Group:
+        table = self.settings.agents[name]
+        return Group(
+            name, table, self._job(name, table), policy=self.settings.supervisor, show=self._console.line
+        )
+
+    def _job(self, name: str, table: AgentTable) -> Job:
+        assert table.module is not None
+        beside = self._folder.parent
+        is_file = table.module.partition(":")[0].endswith(".py") or "/" in table.module
+        return Job(
+            target=str(beside / table.module) if is_file and table.cwd else table.module,
+            assignment=Assignment(
+                name=name,
+                url=self._address.url,
+                token=self._address.token,
+                folder=str(self._folder),
+                concurrency=table.concurrency,
+                limits=self._began_with.limits.limits(),
+                settings=table.settings,
+                nice=table.nice,
+                oom_score_adj=table.oom_score_adj,
+            ),
+            cwd=str(beside / (table.cwd or "")),
+            env=table.env,
+        )
+
+    async def _drain(self) -> None:
+        self._leaving = True
+        async with anyio.create_task_group() as leaving, background_tasks() as tasks:
+            tasks.start_soon(self._count_down)
+            for group in list(self.groups.values()):
+                leaving.start_soon(self._see_off, group)
+            for group in list(self.groups.values()):
+                await group.gone.wait()
+
+    async def _see_off(self, group: Group) -> None:
+        """Ask an agent to leave when all that need it have left."""
+        for other in list(self.groups.values()):
+            if group.name in other.table.needs:
+                await other.gone.wait()
+        group.leave()
+
+    async def _watch_memory(self) -> None:
+        """Let a process leave that holds more than it may, before the kernel ends it."""
+        while True:
+            await anyio.sleep(_LOOK_AT_MEMORY_EVERY)
+            for group in list(self.groups.values()):
+                if (most := group.table.memory) is not None:
+                    for place in group.places:
+                        pid = place.member.pid
+                        if pid is not None and place.running and (held := resident(pid) or 0) > most:
+                            place.outgrow(held, most)
+
+    async def _count_down(self) -> None:
+        """Say each second who is still there, and how long the first of them may be."""
+        while True:
+            await anyio.sleep(_COUNT_DOWN_EVERY)
+            for name, group in list(self.groups.items()):
+                if group.leave_by is not None:
+                    left = max(0.0, group.leave_by - time.monotonic())
+                    self._console.line(name, "stderr", f"has {left:.0f} s left to leave")
+
+
+def _unknown(name: str, known: dict[str, Group]) -> NoReturn:
+    raise InvalidArgument(f"xnai.toml of this stack has no agent {name}, only: {', '.join(known) or 'none'}.")

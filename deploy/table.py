@@ -1,0 +1,90 @@
+"""Tables for people: columns that line up, colour on a terminal only."""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Literal, TextIO
+
+import msgspec
+
+from xnai.deploy.environment import wants_colour
+
+Tone = Literal["plain", "good", "warning", "bad", "dim"]
+_CODES: dict[Tone, str] = {"good": "32", "warning": "33", "bad": "31", "dim": "2"}
+_GAP = "  "
+_NARROWEST = 8  # of the last column, where the others leave less on the terminal
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """A value that has a colour on a terminal."""
+
+    value: object
+    tone: Tone = "plain"
+
+
+def table(rows: Iterable[Sequence[object]], columns: Sequence[str], stream: TextIO) -> None:
+    """Print `rows` under the heads `columns`, to people.
+
+    A value is text, a number (to the right), None (a dash), or a `Cell` of these; what could steer a terminal
+    is shown instead of sent. On a terminal the last column ends at its edge.
+
+    Raises:
+        ValueError: a row has more or fewer values than there are columns.
+    """
+    cells = [[each if isinstance(each, Cell) else Cell(each) for each in row] for row in rows]
+    texts = [[_text(cell.value) for cell in row] for row in cells]
+    widths = [max(map(_width, column)) for column in zip(columns, *texts, strict=True)]
+    right = [_is_numeric([row[place].value for row in cells]) for place in range(len(columns))]
+    if stream.isatty():
+        room = shutil.get_terminal_size().columns - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1)
+        widths[-1] = min(widths[-1], max(room, _NARROWEST))
+    lines: list[tuple[Sequence[str], Sequence[Tone]]] = [(columns, ["dim"] * len(columns))]
+    lines += [(text, [cell.tone for cell in row]) for text, row in zip(texts, cells, strict=True)]
+    for line, tones in lines:
+        parts = [_fit(text, width, right=to) for text, width, to in zip(line, widths, right, strict=True)]
+        if not right[-1]:
+            parts[-1] = parts[-1].rstrip()
+        print(
+            *(paint(part, tone, stream) for part, tone in zip(parts, tones, strict=True)),
+            sep=_GAP,
+            file=stream,
+        )
+
+
+def paint(text: str, tone: Tone, stream: TextIO) -> str:
+    """`text` in the colour of a tone, where `stream` is a terminal that wants colours."""
+    code = _CODES.get(tone)
+    return f"\x1b[{code}m{text}\x1b[0m" if code and wants_colour(stream) else text
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(value))
+
+
+def _is_numeric(values: Sequence[object]) -> bool:
+    numbers = [isinstance(value, (int, float)) for value in values if value is not None]
+    return bool(numbers) and all(numbers)
+
+
+def _fit(text: str, width: int, *, right: bool) -> str:
+    """`text` in exactly `width` columns of a terminal."""
+    if _width(text) > width:
+        while _width(text) >= width:
+            text = text[:-1]
+        text += "…"
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal it takes: two for a wide letter, none for one that joins the last."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in "WF")
+        for each in text
+    )
