@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _LONGEST_LINE = 1 << 20
 _LONGEST_ANSWER = 180.0  # seconds
 _STOPPING = 10.0
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
+"""With it our modules are compiled at each start, while those of installed packages are not."""
 
 Measure = Callable[[], Awaitable[float]]
 Pairs = Sequence[tuple[float, float]]
@@ -154,8 +156,9 @@ async def program(
     The end of its input tells it to; one without input is told by SIGTERM.
     """
     command = [sys.executable, "-m", *map(str, arguments)]
+    inherited = {name: value for name, value in os.environ.items() if name != _NO_BYTECODE}
     process = await anyio.open_process(
-        command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdin=stdin, stderr=None
+        command, cwd=ROOT, env={**inherited, **(environment or {})}, stdin=stdin, stderr=None
     )
     async with ended(process):
         yield Program(process)
