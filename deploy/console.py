@@ -15,11 +15,15 @@ Keep = Callable[[str, str, str], None]
 
 
 class Console:
-    """Prints lines of agents and our own, with `quiet_stdout` all on stderr, and hands each to `keep`."""
+    """Prints lines of agents and our own, with `quiet_stdout` all on stderr, and hands each to `keep`.
 
-    def __init__(self, names: Iterable[str], *, quiet_stdout: bool, keep: Keep) -> None:
-        self._names = [OURSELVES, *names]
-        self._width = max(map(len, self._names))
+    `labels` are those of the processes to come: the names are as wide as the longest from the first line.
+    """
+
+    def __init__(self, labels: Iterable[str], *, quiet_stdout: bool, keep: Keep) -> None:
+        labels = [OURSELVES, *labels]
+        self._names = list(dict.fromkeys(label.partition(".")[0] for label in labels))
+        self._width = max(map(len, labels))
         self._quiet, self._keep = quiet_stdout, keep
         self.silent = False
 

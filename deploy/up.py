@@ -27,6 +27,7 @@ from xnai.deploy.statuses import Status
 from xnai.deploy.supervisor.agent import agent_name, open_supervisor
 from xnai.deploy.supervisor.detaching import let_go
 from xnai.deploy.supervisor.fleet import Fleet
+from xnai.deploy.supervisor.group import label_of
 from xnai.deploy.supervisor.logfiles import FOLDER, LogFiles
 
 _KEEPER = "keeper"
@@ -60,7 +61,8 @@ class Up:
             count=settings.supervisor.log_files,
             complain=say,
         )
-        self._console = Console(settings.agents, quiet_stdout=as_json, keep=self._files.keep)
+        labels = [label_of(name, max(table.replicas, 1)) for name, table in settings.agents.items()]
+        self._console = Console(labels, quiet_stdout=as_json, keep=self._files.keep)
         self._fleet: Fleet | None = None
         self._leave = anyio.CancelScope()
         log_to(self._console.say, logging.getLogger().level)

@@ -18,6 +18,11 @@ Show = Callable[[str, str, str], None]
 """Gets the label of a process, "stdout" or "stderr", and a line."""
 
 
+def label_of(name: str, number: int) -> str:
+    """What the n-th process of an agent is called where its lines are shown."""
+    return name if number == 1 else f"{name}.{number}"
+
+
 class Group:
     """One agent.
 
@@ -179,7 +184,7 @@ class Group:
             raise NotReady(f"{self.name} is leaving.")
         taken = {place.number for place in self.places}
         number = number or next(each for each in range(1, len(taken) + 2) if each not in taken)
-        label = self.name if number == 1 else f"{self.name}.{number}"
+        label = label_of(self.name, number)
         place = Place(
             number,
             self.job,
