@@ -13,6 +13,7 @@ from typing import Any
 
 from xnai.agents.agent import Agent
 from xnai.bus import Bus
+from xnai.bus.access import ANSWERS
 from xnai.bus.parser import Frame
 from xnai.protocol import subjects
 from xnai.protocol.envelope import encode
@@ -22,6 +23,7 @@ from xnai.protocol.presence import DRAIN, PING, PROBE, Presence, SkillFacts
 log = logging.getLogger(__name__)
 _SERVICES = "$SRV"
 _TYPES = {"PING": "ping", "INFO": "info", "STATS": "stats"}
+_MAY_BE_ANSWERED = (f"{ANSWERS}.", "_INBOX")
 _QUEUE = "tasks"  # nobody subscribes to it: the queue is a stream
 
 
@@ -102,7 +104,7 @@ class Service:
         ]
 
     def _answer(self, frame: Frame, data: bytes) -> None:
-        if not frame.reply:
+        if not frame.reply.startswith(_MAY_BE_ANSWERED):  # whoever asks would speak through us elsewhere
             return
         try:
             self._bus.transport.client.post(frame.reply, data)

@@ -159,6 +159,9 @@ class Worker:
             yield
 
     async def _heal(self, agent: str, lane: str) -> None:
+        if self.bus.transport.confined:
+            await self.bus.declare(agent)
+            return
         try:
             await declare_consumer(self.bus.api, agent, lane, self._limits)
         except Unavailable:  # the stream itself is gone

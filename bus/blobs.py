@@ -191,11 +191,10 @@ class Blobs:
         for start in range(0, _chunks(size), _WINDOW):
             window = range(start, min(start + _WINDOW, _chunks(size)))
             names = [subjects.blob(writer, reader, sha256, number) for number in window]
-            stored = await self._api.last_of_each(subjects.BLOB_STREAM, names)
-            found = {message.subject: message.data for message in stored}
-            if len(found) < len(names):
-                raise PartGone(f"A large part of this message is no longer kept: {sha256[:12]}….")
-            chunks += [found[name] for name in names]
+            for stored in await self._api.last_in_each((subjects.BLOB_STREAM, name) for name in names):
+                if stored is None:
+                    raise PartGone(f"A large part of this message is no longer kept: {sha256[:12]}….")
+                chunks.append(stored.data)
         content = b"".join(chunks)
         if hashlib.sha256(content).hexdigest() != sha256:
             raise MalformedMessage(f"A large part is not what its name promises: {sha256[:12]}….")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 import anyio
 from anyio.abc import TaskGroup
 
+from xnai.bus.asking import ask_keeper
 from xnai.bus.background import background_tasks
 from xnai.bus.blobs import Blobs, has_references
 from xnai.bus.chunks import ChunkReader
@@ -18,17 +19,15 @@ from xnai.bus.ending import CANCELED, Owner, deadline_exceeded
 from xnai.bus.finding import Finder, Found, as_task
 from xnai.bus.hearing import Hearing
 from xnai.bus.jetstream import JetStream
-from xnai.bus.locating import reach, sender_name
+from xnai.bus.locating import Address, reach, sender_name
 from xnai.bus.open_calls import OpenCall, OpenCalls
 from xnai.bus.publisher import PUBLISH_TIMEOUT, Publisher
 from xnai.bus.sending import Order, Sender, Sent
 from xnai.bus.stories import Storyteller
 from xnai.bus.streams import DAY, Limits, declare_agent, declare_shared
 from xnai.bus.transport import Transport
-from xnai.protocol.a2a import (
-    Task,
-    TaskState,
-)
+from xnai.protocol import subjects
+from xnai.protocol.a2a import Task, TaskState
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.errors import (
     CallTimeout,
@@ -59,25 +58,27 @@ def _always() -> bool:
 
 @asynccontextmanager
 async def open_bus(
-    url: str | None = None, *, name: str | None = None, token: str | None = None, wait: float = 0.0
+    at: str | Address | None = None, *, name: str | None = None, token: str | None = None, wait: float = 0.0
 ) -> AsyncIterator[Bus]:
     """Join the bus.
 
     Args:
-        url: of the broker; otherwise `XNAI_URL`, otherwise the stack whose `.xnai/` folder is nearest, in the
-            working folder or above it.
+        at: the URL of the broker, or with its key and certificate an `Address`; otherwise `XNAI_URL`,
+            otherwise the stack whose `.xnai/` folder is nearest, in the working folder or above it.
         name: of the sender; otherwise `XNAI_NAME`, otherwise the login name.
-        token: that the broker wants; with `XNAI_URL` it is `XNAI_TOKEN`, a stack's folder holds its own.
+        token: that the broker at a URL wants; with `XNAI_URL` it is `XNAI_TOKEN`, or `XNAI_KEY` names a key.
+            A stack's folder holds its own keys.
         wait: seconds to wait for a bus that is coming up.
 
     Raises:
         NoBus: there is none, or nothing answers.
-        NotAllowed: the token is wrong.
+        NotAllowed: the token is wrong, or `name` has no key that the broker takes.
         ServerTooOld: the server is older than 2.12.
     """
     sender = sender_name(name)
+    at = Address(url=at, token=token) if isinstance(at, str) else at
     async with AsyncExitStack() as stack:
-        transport = await stack.enter_async_context(reach(url, token=token, name=sender, wait=wait))
+        transport = await stack.enter_async_context(reach(at, name=sender, wait=wait))
         own = await stack.enter_async_context(background_tasks())
         # Last words of callers that leave still need the publisher: their group ends first.
         leaving = await stack.enter_async_context(background_tasks())
@@ -109,9 +110,15 @@ class Bus:
     async def declare(self, agent: str, limits: Limits | None = None) -> None:
         """Make the queue and the log of an agent, so that tasks can wait for it. They stay.
 
+        Where a broker knows us by our key, its keeper makes them, with the limits of its own settings.
+
         Raises:
             Busy: the server's storage cannot reserve what the limits ask for.
+            NotAllowed: we do not serve that agent.
         """
+        if self.transport.confined:
+            await ask_keeper(self.transport, subjects.declaring(check_name(agent, "agent name")))
+            return
         limits = limits or Limits()
         await declare_shared(self.api, limits)
         await declare_agent(self.api, check_name(agent, "agent name"), limits)

@@ -14,7 +14,9 @@ from typing import Any
 
 from nats.aio.client import Client as NatsClient
 from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 
+from xnai.bus.keys import Key
 from xnai.bus.parser import Frame, MessageParser
 from xnai.bus.waiting import new_future
 from xnai.protocol.errors import InvalidPayload, Unavailable
@@ -24,6 +26,10 @@ _SYNC_TIMEOUT = 2  # seconds; nats-py waits for an answer that a lost link never
 
 
 Receive = Callable[[Frame], None]
+
+
+class NoTls(NatsError):
+    """The server that was asked for TLS has none."""
 
 
 class _Receiver:
@@ -37,11 +43,15 @@ class _Receiver:
 
 
 class Client(NatsClient):
-    """One connection. `post`, `send` and `listen` are what the bus uses of it."""
+    """One connection. `post`, `send` and `listen` are what the bus uses of it.
 
-    def __init__(self) -> None:
+    With a `key` it shows that, as its file holds it at the moment of each connection.
+    """
+
+    def __init__(self, key: Key | None = None) -> None:
         super().__init__()
         self._ps = MessageParser(self, self._deliver)
+        self._key = key
 
     def post(self, subject: str, data: bytes = b"", *, reply: str = "", head: str = "") -> None:
         """Write a message; `head` holds its header lines, each ended by CRLF.
@@ -87,9 +97,9 @@ class Client(NatsClient):
         if self._pending_data_size + size > self._max_pending_size:
             raise Unavailable("The link to the broker is down, and no more can be kept until it is back.")
 
-    async def listen(self, subject: str, receive: Receive) -> Subscription:
-        """Hand all that is sent to `subject` to `receive`, at once and in order."""
-        return await self.subscribe(subject, future=_Receiver(receive))  # type: ignore[arg-type]
+    async def listen(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
+        """Hand all that is sent to `subject` to `receive`, at once, in order; one of a `queue` hears it."""
+        return await self.subscribe(subject, queue, future=_Receiver(receive))  # type: ignore[arg-type]
 
     async def drop(self, subscription: Subscription) -> None:
         """End a subscription without losing what is on its way: it is heard until the server has agreed."""
@@ -99,6 +109,26 @@ class Client(NatsClient):
                 await self.sync()
         finally:
             self._remove_sub(subscription._id)
+
+    def _connect_command(self) -> bytes:
+        if self._key is not None:
+            self._public_nkey, self._signature_cb = self._key.public, self._key.sign
+        return super()._connect_command()
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except BaseException:  # nats-py takes another one for the next attempt, and leaves this one open
+            if self._transport is not None:
+                self._transport.close()  # type: ignore[no-untyped-call]
+            raise
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """The server's first word. Where TLS was asked for, nothing secret is said without it."""
+        wants_tls = self._current_server is not None and self._current_server.uri.scheme == "tls"
+        if initial_connection and wants_tls and not info.get("tls_required"):
+            raise NoTls("nats: the server speaks no TLS")
+        await super()._process_info(info, initial_connection)
 
     async def sync(self) -> None:
         """Return once the server has read all that was written.

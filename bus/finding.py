@@ -117,13 +117,8 @@ class Finder:
 
     async def story(self, found: Found | Envelope, *, after: int = 0) -> list[Event]:
         """The events of a task that stand in its log beyond the sequence `after`, in order."""
-        pattern = subjects.log(found.agent, found.sender, found.id)
-        stream = subjects.log_stream(found.agent)
-        return [
-            event_of(stored)
-            async for stored in self._api.scan(stream, pattern, after=after)
-            if is_known(stored.subject)
-        ]
+        stored = self._api.story(found, after=after)
+        return [event_of(event) async for event in stored if is_known(event.subject)]
 
 
 def is_known(subject: str) -> bool:

@@ -19,7 +19,17 @@ Listener = Callable[[Frame, list[str]], None]
 
 def is_genuine(frame: Frame) -> bool:
     """Whether the broker itself republished this frame from the log that its subject names."""
-    return f"\r\nNats-Subject: {subjects.stored_subject(frame.subject)}\r\n".encode() in frame.head
+    return stands_for(frame, subjects.stored_subject(frame.subject))
+
+
+def stands_for(frame: Frame, subject: str) -> bool:
+    """Whether the broker says of this frame that it is stored under `subject`.
+
+    A writer may have said so itself, and have had its message handed out here: then the broker's word
+    stands beside its own, so it must be the only one.
+    """
+    said = frame.head.lower()
+    return said.count(b"\r\nnats-subject:") == 1 and f"\r\nNats-Subject: {subject}\r\n".encode() in frame.head
 
 
 def sequence_of(frame: Frame) -> int:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from xnai.bus.asking import ask_keeper
 from xnai.bus.parser import Frame
-from xnai.bus.transport import NoResponders, Transport
+from xnai.bus.transport import NoResponders, Question, Transport
 from xnai.bus.waiting import new_future, within
+from xnai.protocol import subjects
 from xnai.protocol.errors import Busy, Unavailable
 from xnai.protocol.timestamps import parse_timestamp
 
@@ -23,6 +25,7 @@ NO_STREAM, NO_CONSUMER, NO_MESSAGE = 10059, 10014, 10037
 STREAM_EXISTS, CONSUMER_EXISTS = 10058, 10148
 _NO_STORAGE = frozenset({10047, 10023, 10028})
 _BATCH = 256
+_PAGE = 256 << 10  # bytes
 _MOST_SUBJECTS = 500  # the server refuses more than 1,024 results
 _READ_TIMEOUT = 10.0
 _encode = msgspec.json.encode
@@ -47,6 +50,33 @@ class Stored(msgspec.Struct, frozen=True):
     time: float
     data: bytes
     expires: float = 0.0
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some messages, in order, and whether there are more behind them."""
+
+    messages: list[Stored]
+    more: bool
+
+
+class After(msgspec.Struct, frozen=True):
+    """What the keeper is asked for a page of a log: what stands beyond this sequence."""
+
+    after: int = 0
+
+
+_read_page = msgspec.json.Decoder(Page).decode
+
+
+class TaskTokens(Protocol):
+    """The tokens under which the events of a task stand."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def agent(self) -> str: ...
+    @property
+    def sender(self) -> str: ...
 
 
 class JetStream:
@@ -106,30 +136,60 @@ class JetStream:
 
     async def last_in_each(self, places: Iterable[tuple[str, str]]) -> list[Stored | None]:
         """The last message under each subject of each stream, all at once; None also without the stream."""
-        frames = await self.transport.request_all(_last_of(stream, subject) for stream, subject in places)
-        return [None if frame.status in (404, 503) else _stored(frame) for frame in frames]
+        found: list[Stored | None] = []
+        asked = [_last_of(stream, subject) for stream, subject in places]
+        for start in range(0, len(asked), _MOST_SUBJECTS):
+            frames = await self.transport.request_all(asked[start : start + _MOST_SUBJECTS])
+            found += [None if frame.status in (404, 503) else _stored(frame) for frame in frames]
+        return found
 
-    async def last_of_each(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
-        """The last message of every subject that one of `subjects`, patterns allowed, takes."""
+    async def last_of_each(self, stream: str, patterns: Sequence[str]) -> list[Stored]:
+        """The last message of every subject that one of `patterns` takes, in one answer."""
         found: list[Stored] = []
-        for start in range(0, len(subjects), _MOST_SUBJECTS):
-            some = subjects[start : start + _MOST_SUBJECTS]
-            found += (await self._batch(stream, {"multi_last": some}))[0]
+        for start in range(0, len(patterns), _MOST_SUBJECTS):
+            some = patterns[start : start + _MOST_SUBJECTS]
+            found += (await self._batch(hand_out(stream), {"multi_last": some}))[0]
         return found
 
     async def scan(self, stream: str, subject: str, *, after: int = 0) -> AsyncIterator[Stored]:
         """Every message under a pattern, in order, beyond the sequence `after`."""
         while True:
-            some, more = await self._batch(
-                stream, {"next_by_subj": subject, "seq": after + 1, "batch": _BATCH}
-            )
+            body = {"next_by_subj": subject, "seq": after + 1, "batch": _BATCH}
+            some, more = await self._batch(hand_out(stream), body)
             for message in some:
                 after = message.sequence
                 yield message
             if not more:
                 return
 
-    async def _batch(self, stream: str, body: object) -> tuple[list[Stored], bool]:
+    async def story(self, task: TaskTokens, *, after: int = 0) -> AsyncIterator[Stored]:
+        """The events of a task beyond the sequence `after`, in order.
+
+        Raises:
+            NoResponders: there is no such log.
+            Unavailable: we may not read it ourselves, and no keeper does it for us.
+        """
+        stream, pattern = subjects.log_stream(task.agent), subjects.log(task.agent, task.sender, task.id)
+        if not self.transport.confined:
+            async for stored in self.scan(stream, pattern, after=after):
+                yield stored
+            return
+        more = True
+        while more:
+            place = subjects.reading(task.agent, task.sender, task.id)
+            page = _read_page(await ask_keeper(self.transport, place, After(after)))
+            for stored in page.messages:
+                after = stored.sequence
+                yield stored
+            more = page.more
+
+    async def page(self, stream: str, pattern: str, *, after: int = 0) -> Page:
+        """As many messages under a pattern, beyond the sequence `after`, as one answer of ours may hold."""
+        body = {"next_by_subj": pattern, "seq": after + 1, "batch": _BATCH, "max_bytes": _PAGE}
+        found, more = await self._batch(hand_out(stream), body)
+        return Page(messages=found, more=more)
+
+    async def _batch(self, subject: str, body: object) -> tuple[list[Stored], bool]:
         """The messages of one batch read, and whether more wait behind them."""
         found: list[Stored] = []
         ended: asyncio.Future[Frame] = new_future()
@@ -142,26 +202,30 @@ class JetStream:
             else:
                 found.append(_stored(frame))
 
-        subject, question = f"$JS.API.DIRECT.GET.{stream}", _encode(body)
         with (
             self.transport.expect(received) as reply,
-            self.transport.asking(subject, question, reply, again=found.clear),
+            self.transport.asking(Question(subject, _encode(body), reply), ended, again=found.clear),
         ):
             try:
                 end = await within(_READ_TIMEOUT, ended)
             except TimeoutError:
                 raise Unavailable(
-                    f"The broker did not hand out {stream} within {_READ_TIMEOUT:g} s."
+                    f"The broker did not answer {subject} within {_READ_TIMEOUT:g} s."
                 ) from None
         if end.status == 503:
-            raise NoResponders(f"Nobody hands out {stream}.")
+            raise NoResponders(f"Nobody answers {subject}.")
         if end.status not in (204, 404):
-            raise Unavailable(f"The broker did not hand out {stream}: status {end.status}.")
+            raise Unavailable(f"The broker did not answer {subject}: status {end.status}.")
         return found, end.status == 204 and end.header("Nats-Num-Pending") not in ("", "0")
 
 
+def hand_out(stream: str) -> str:
+    """Where the messages of a stream are asked for with a body of JSON, which no permission can narrow."""
+    return f"$JS.API.DIRECT.GET.{stream}"
+
+
 def _last_of(stream: str, subject: str) -> str:
-    return f"$JS.API.DIRECT.GET.{stream}.{subject}"
+    return f"{hand_out(stream)}.{subject}"
 
 
 def _stored(frame: Frame) -> Stored:

@@ -12,6 +12,8 @@ from pathlib import Path
 import anyio
 import msgspec
 
+from xnai.bus.access import Access
+from xnai.bus.keys import SUFFIX
 from xnai.bus.transport import Transport, open_transport
 from xnai.protocol.errors import InvalidSettings, NoBus
 from xnai.protocol.names import as_token, check_name
@@ -22,11 +24,27 @@ _TRY_AGAIN = 0.1
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a broker listens, and what it wants to see. `pid` is of the process that keeps the stack up."""
+    """Where a broker listens, and what it wants to see.
+
+    Attributes:
+        token: that whoever connects must show; or
+        key: a file with the key of whoever connects, or a folder in which each name has one.
+        ca: a file with the certificate of who vouches for the broker, for `tls://`.
+        pid: of the process that keeps the stack up.
+    """
 
     url: str
     token: str | None = None
+    key: str | None = None
+    ca: str | None = None
     pid: int | None = None
+
+    def access(self, name: str) -> Access:
+        """What `name` shows there."""
+        key = Path(self.key) if self.key else None
+        if key is not None and key.is_dir():
+            key /= f"{name}{SUFFIX}"
+        return Access(token=self.token, key=key, ca=Path(self.ca) if self.ca else None)
 
 
 def find_bus(folder: Path) -> Address:
@@ -36,7 +54,8 @@ def find_bus(folder: Path) -> Address:
         NoBus: there is neither.
     """
     if url := os.environ.get("XNAI_URL"):
-        return Address(url=url, token=os.environ.get("XNAI_TOKEN"))
+        get = os.environ.get
+        return Address(url=url, token=get("XNAI_TOKEN"), key=get("XNAI_KEY"), ca=get("XNAI_CA"))
     for place in (folder, *folder.parents):
         file = place / STACK_FOLDER / ADDRESS_FILE
         if file.exists():
@@ -73,10 +92,8 @@ def _login() -> str:
 
 
 @asynccontextmanager
-async def reach(
-    url: str | None, *, token: str | None, name: str, wait: float = 0.0
-) -> AsyncIterator[Transport]:
-    """Find the bus and connect to it, for `wait` seconds at least if it is not there yet.
+async def reach(at: Address | None, *, name: str, wait: float = 0.0) -> AsyncIterator[Transport]:
+    """Connect to the bus there, or to the one that is found, for `wait` seconds at least if it is not up yet.
 
     Raises:
         NoBus: there is none, or nothing answers.
@@ -87,8 +104,9 @@ async def reach(
         transport: Transport | None = None
         while transport is None:
             try:
-                at = Address(url=url, token=token) if url else find_bus(Path.cwd())
-                transport = await stack.enter_async_context(open_transport(at.url, token=at.token, name=name))
+                there = at or find_bus(Path.cwd())
+                opening = open_transport(there.url, access=there.access(name), name=name)
+                transport = await stack.enter_async_context(opening)
             except NoBus:
                 if time.monotonic() > until:
                     raise

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from types import TracebackType
 
 from xnai.bus.finding import read_outcome
 from xnai.bus.hearing import Hearing
 from xnai.bus.jetstream import JetStream
 from xnai.bus.parser import Frame
-from xnai.bus.transport import NoResponders, Transport
+from xnai.bus.transport import Transport
 from xnai.bus.waiting import new_future, within
 from xnai.protocol import subjects
 from xnai.protocol.a2a import Task
@@ -41,17 +40,15 @@ class OpenCalls:
                 log.info("the outcomes of open calls could not be read yet")
 
     async def _read(self) -> None:
-        by_agent: dict[str, dict[str, list[OpenCall]]] = defaultdict(lambda: defaultdict(list))
-        for call in self.waiting:
-            by_agent[call.task.agent][call.task.id].append(call)
-        for agent, calls in by_agent.items():
-            gates = [subjects.gate(agent, waiting[0].task.sender, id) for id, waiting in calls.items()]
-            try:
-                for stored in await self._api.last_of_each(subjects.log_stream(agent), gates):
-                    for call in calls.get(subjects.read_event(stored.subject).id, ()):
-                        call.told(stored.data)
-            except NoResponders:
-                continue
+        calls = list(self.waiting)
+        tasks = [call.task for call in calls]
+        gates = [
+            (subjects.log_stream(task.agent), subjects.gate(task.agent, task.sender, task.id))
+            for task in tasks
+        ]
+        for call, stored in zip(calls, await self._api.last_in_each(gates), strict=True):
+            if stored is not None:
+                call.told(stored.data)
 
 
 class OpenCall:

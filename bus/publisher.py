@@ -10,7 +10,7 @@ import anyio
 import msgspec
 
 from xnai.bus.parser import Frame
-from xnai.bus.transport import NoResponders, Transport
+from xnai.bus.transport import NoResponders, Transport, forbidden
 from xnai.bus.waiting import new_future
 from xnai.protocol.errors import Busy, GateClosed, InvalidPayload, Unavailable, XnaiError
 
@@ -64,6 +64,7 @@ class Publisher:
         self._tokens = map(str, itertools.count())
         self._pending: dict[str, _Pending] = {}  # oldest first
         self._wake = anyio.Event()
+        transport.when_denied.append(self._denied)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Hear confirmations and repeat what lacks one, until cancelled."""
@@ -141,12 +142,19 @@ class Publisher:
         else:
             pending.stored.set_exception(_refusal(receipt.error, pending.subject))
 
+    def _denied(self, subject: str) -> None:
+        for pending in self._pending.values():
+            if pending.subject.lower() == subject and not pending.stored.done():
+                pending.stored.set_exception(forbidden(pending.subject))
+
     def _sweep(self, now: float) -> None:
         """One look at all that waits costs less than a timer for each."""
         for token, pending in list(self._pending.items()):
             if pending.stored.done():
                 continue
-            if now > pending.until:
+            if refusal := self._transport.silence:
+                pending.stored.set_exception(refusal)
+            elif now > pending.until:
                 pending.stored.set_exception(
                     Unavailable("The broker did not confirm a message in time: it may or may not be stored.")
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import re
 import secrets
 import shutil
@@ -10,21 +10,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import anyio
 import msgspec
 
+from xnai.bus.accounts import accounts
+from xnai.bus.permissions import Identity
+from xnai.bus.secrets import write_secret
 from xnai.protocol.errors import InvalidSettings, NoBus, ServerTooOld
 
 OLDEST = (2, 12)
+log = logging.getLogger(__name__)
 _START_TIMEOUT = 20.0
 _STOP_TIMEOUT = 10.0
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 _PR_SET_PDEATHSIG = 1
+_LOG, _LOG_SIZE, _LOG_COUNT = "nats-server.log", 10 << 20, 5
+_RELOAD_TIMEOUT = 10.0
+_RELOADED, _NOT_RELOADED = "Reloaded server configuration", "Failed to reload"
 _FREE_DISK_SHARE = 0.6  # of what is free now may become the store: a full disk kills streams until a restart
 
 
@@ -49,13 +56,21 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server:
-    """A running nats-server. `url` and `token` stay the same over restarts."""
+    """A running nats-server. `url` and `token` stay the same over restarts.
 
-    def __init__(self, folder: Path, options: ServerOptions) -> None:
+    Attributes:
+        identities: whom it lets in, by their keys; None lets in whoever shows the token.
+    """
+
+    def __init__(
+        self, folder: Path, options: ServerOptions, identities: Sequence[Identity] | None = None
+    ) -> None:
         self.folder = folder
         self.options = options
+        self.identities = identities
         self.token = options.token or secrets.token_urlsafe(24)
-        self.port = options.port
+        self.port = self._wanted_port = options.port
+        self._store = 0  # what it is told at its start stays until its end
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -75,17 +90,19 @@ class Server:
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir()
         config = self.folder / "nats-server.conf"
+        self._wanted_port = self.port
+        free = shutil.disk_usage(self.folder).free
+        self._store = self.options.max_file_store or int(free * _FREE_DISK_SHARE)
         write_secret(config, self._config())
         binary = self.options.binary or find_binary()
         if self.options.binary:
             version_of(binary)
-        log = (self.folder / "nats-server.log").open("ab")
-        with log:
+        with (self.folder / "nats-server.err").open("wb") as err:
             self.process = subprocess.Popen(
                 [binary, "-c", str(config), "--ports_file_dir", str(ports)],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=err,
+                stderr=err,
                 start_new_session=True,  # a Ctrl-C at the terminal is for us to pass on, last
                 preexec_fn=_ending_with_us(),  # noqa: PLW1509  # one system call, all loaded beforehand
             )
@@ -106,22 +123,52 @@ class Server:
         await self.stop()
         raise NoBus(f"nats-server did not come up in {self.folder}: {self._last_words()}")
 
+    async def reload(self, identities: Sequence[Identity]) -> None:
+        """Let in these from now on; nobody else is disturbed.
+
+        Raises:
+            InvalidSettings: the server does not take them.
+        """
+        self.identities = identities
+        said_in = self.folder / _LOG
+        before = said_in.stat().st_size
+        write_secret(self.folder / "nats-server.conf", self._config())
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGHUP)
+        with anyio.move_on_after(_RELOAD_TIMEOUT):
+            while self.process is not None and self.process.poll() is None:
+                for said in _words_since(said_in, before):
+                    if _RELOADED in said:
+                        return
+                    if _NOT_RELOADED in said:
+                        raise InvalidSettings(f"nats-server does not take its settings: {said}")
+                await anyio.sleep(0.005)
+        log.warning("nats-server did not say that it has read its settings again")
+
     def _last_words(self) -> str:
-        lines = (self.folder / "nats-server.log").read_text(errors="replace").splitlines()
-        return lines[-1].strip() if lines else "it said nothing."
+        """What it said before it had a log, otherwise the end of that."""
+        for name in ("nats-server.err", _LOG):
+            with suppress(FileNotFoundError):
+                if lines := (self.folder / name).read_text(errors="replace").split("\n")[:-1]:
+                    return lines[-1].strip()
+        return "it said nothing."
 
     def _config(self) -> str:
         options = self.options
-        free = shutil.disk_usage(self.folder).free
-        store = options.max_file_store or int(free * _FREE_DISK_SHARE)
         return "\n".join(
             (
-                f"listen: 127.0.0.1:{self.port or -1}",
-                f"authorization {{ token: {msgspec.json.encode(self.token).decode()} }}",
+                f"listen: 127.0.0.1:{self._wanted_port or -1}",
+                accounts(self.identities)
+                if self.identities is not None
+                else f"authorization {{ token: {_quoted(self.token)} }}",
                 f"max_payload: {options.max_payload}",
+                f"log_file: {_quoted(self.folder / _LOG)}",
+                f"logfile_size_limit: {_LOG_SIZE}",
+                f"logfile_max_num: {_LOG_COUNT}",
                 "jetstream {",
-                f"  store_dir: {msgspec.json.encode(str(self.folder / 'data')).decode()}",
-                f"  max_file_store: {store}",
+                f"  store_dir: {_quoted(self.folder / 'data')}",
+                f"  max_file_store: {self._store}",
                 f"  sync_interval: {options.sync_interval}",
                 "}",
                 "",
@@ -139,6 +186,17 @@ class Server:
                 return
             process.kill()
             await _ended(process, _STOP_TIMEOUT)
+
+
+def _words_since(log: Path, size: int) -> list[str]:
+    """The lines that a log got since it had this size, or all, if it was begun anew."""
+    with log.open("rb") as file:
+        file.seek(size if log.stat().st_size >= size else 0)
+        return file.read().decode(errors="replace").splitlines()
+
+
+def _quoted(text: str | Path) -> str:
+    return msgspec.json.encode(str(text)).decode()
 
 
 def _ending_with_us() -> Callable[[], object] | None:
@@ -160,9 +218,11 @@ async def _ended(process: subprocess.Popen[bytes], timeout: float) -> bool:
 
 
 @asynccontextmanager
-async def open_server(folder: Path, options: ServerOptions | None = None) -> AsyncIterator[Server]:
+async def open_server(
+    folder: Path, options: ServerOptions | None = None, identities: Sequence[Identity] | None = None
+) -> AsyncIterator[Server]:
     """A server that keeps its data under `folder` and ends with the context; raises as `start` does."""
-    server = Server(folder, options or ServerOptions())
+    server = Server(folder, options or ServerOptions(), identities)
     try:
         await server.start()
         yield server
@@ -212,12 +272,3 @@ def version_of(binary: str) -> tuple[int, int, int]:
         return int(found[1]), int(found[2]), int(found[3])
     words = said.strip().partition("\n")[0]
     raise InvalidSettings(f"{binary} is no nats-server: it says {words!r}.")
-
-
-def write_secret(file: Path, text: str) -> None:
-    """Write a file that only its owner may read, all at once."""
-    new = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(handle, "w") as stream:
-        stream.write(text)
-    new.replace(file)

@@ -5,26 +5,32 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
+import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
 from nats.errors import Error as NatsError
 
+from xnai.bus.access import ANSWERS, NOTHING, Access, explained, inbox_of, shown, tls
 from xnai.bus.client import Client, Receive
+from xnai.bus.keys import Key
 from xnai.bus.parser import Frame
 from xnai.bus.waiting import new_future, within
-from xnai.protocol.errors import InvalidArgument, NoBus, NotAllowed, ServerTooOld, Unavailable
+from xnai.protocol.errors import NotAllowed, ServerTooOld, Unavailable
 
 log = logging.getLogger(__name__)
 _NEEDED_API_LEVEL = 2
 _REQUEST_TIMEOUT = 5.0
 _PING_INTERVAL = 10
 _RECONNECT_DELAY = 0.2
-_SCHEMES, _PORT = ("nats", "tls"), 4222
+_REFUSED_FOR_GOOD = 5.0  # seconds: while a key changes, the old one may be refused for a moment
+_VIOLATION = re.compile(r"permissions violation for (publish|subscription) to \"?([^\s\"]+)")
 
 
 class _Api(msgspec.Struct, frozen=True):
@@ -44,7 +50,7 @@ class NoResponders(Unavailable):
 
 @asynccontextmanager
 async def open_transport(
-    url: str, *, token: str | None = None, name: str = "xnai"
+    url: str, *, access: Access = NOTHING, name: str = "xnai"
 ) -> AsyncIterator[Transport]:
     """Connect to the broker at `url`, for example `nats://127.0.0.1:4222`; close on exit.
 
@@ -52,38 +58,29 @@ async def open_transport(
 
     Raises:
         NoBus: nothing answers there.
-        NotAllowed: it does not take the token, or offers no JetStream to it.
+        NotAllowed: the key is missing, or the broker does not take it or the token, or offers no JetStream.
         ServerTooOld: it is older than 2.12.
         InvalidArgument: `url` is no address.
     """
-    transport = Transport(Client(), _shown(url))
+    key = Key(access.key) if access.key else None
+    if key is not None:
+        key.check()
+    transport = Transport(Client(key), shown(url), key)
     try:
-        await transport.connect(url, token, name)
+        await transport.connect(url, access, name)
         yield transport
     finally:
         with anyio.CancelScope(shield=True):
             await transport.client.shut()
 
 
-def _shown(url: str) -> str:
-    """The address without the secrets in it."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or _PORT
-    except ValueError:  # a port that is no number, a bracket that stays open
-        parts, port = urlsplit(""), 0
-    if parts.scheme not in _SCHEMES or not parts.hostname or "," in parts.netloc:
-        raise InvalidArgument("This is no address of a broker. It looks like this: nats://127.0.0.1:4222")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}:{port}"
-
-
 class Transport:
     """All answers come to one inbox; `generation` counts the links, one more at each reconnect."""
 
-    def __init__(self, client: Client, address: str) -> None:
+    def __init__(self, client: Client, address: str, key: Key | None = None) -> None:
         self.client = client
         self.address = address
+        self.key = key
         self.generation = 0
         self.inbox = ""
         self._tokens = map(str, itertools.count())
@@ -91,6 +88,22 @@ class Transport:
         self._changed = anyio.Event()
         self._when_back: list[Callable[[], None]] = []
         self._when_lost: list[Callable[[], None]] = []
+        self.when_denied: list[Callable[[str], None]] = []
+        self._asked_now: set[tuple[str, asyncio.Future[Any]]] = set()
+        self._refused_since = math.inf
+
+    @property
+    def silence(self) -> NotAllowed | None:
+        """Why nothing is heard any more, where the broker is there and does not let us in again."""
+        if self.connected or time.monotonic() - self._refused_since <= _REFUSED_FOR_GOOD:
+            return None
+        shown = f"the key {self.key.file}" if self.key else "our token"
+        return NotAllowed(f"The broker at {self.address} does not take {shown} any more: it was revoked.")
+
+    @property
+    def confined(self) -> bool:
+        """Whether the broker lets us only read what is ours."""
+        return self.key is not None and not self.key.is_of_the_system
 
     @property
     def connected(self) -> bool:
@@ -101,12 +114,14 @@ class Transport:
         """The largest message, in bytes, that the server takes."""
         return self.client.max_payload
 
-    async def connect(self, url: str, token: str | None, name: str) -> None:
+    async def connect(self, url: str, access: Access, name: str) -> None:
         try:
             await self.client.connect(
                 url,
-                token=token,
+                token=access.token,
+                tls=tls(access.ca) if self.address.startswith("tls:") else None,
                 name=name,
+                inbox_prefix=inbox_of(name),
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=_RECONNECT_DELAY,  # type: ignore[arg-type]  # seconds, used as a float
@@ -116,16 +131,11 @@ class Transport:
                 reconnected_cb=self._reconnected,
             )
         except (NatsError, OSError, TimeoutError) as error:
-            raise self._explained(error) from error
+            raise explained(error, self.address, access) from error
         self.client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
         self.inbox = self.client.new_inbox()
         await self.client.listen(f"{self.inbox}.*", self._answered)
         await self._check_server()
-
-    def _explained(self, error: Exception) -> Unavailable:
-        if "authorization" in str(error).lower():
-            return NotAllowed(f"The broker at {self.address} does not take this token.")
-        return NoBus(f"Nothing answers at {self.address}: is the bus up? Start it with: xnai up")
 
     async def _check_server(self) -> None:
         version = self.client.connected_server_version
@@ -165,9 +175,32 @@ class Transport:
             try:
                 return [await within(until - time.monotonic(), answer) for answer in answers]
             except TimeoutError:
-                raise Unavailable(
+                raise self.silence or Unavailable(
                     f"The broker at {self.address} did not answer within {timeout:g} s."
                 ) from None
+
+    async def ask_member(self, subject: str, data: bytes, *, timeout: float = _REQUEST_TIMEOUT) -> Frame:
+        """What another member answers: to a place made for it, so that it cannot answer in others' names.
+
+        Raises:
+            NoResponders, Unavailable: as `request`.
+        """
+        answer = new_future()
+        place = f"{ANSWERS}.{secrets.token_hex(11)}"
+
+        def received(frame: Frame) -> None:
+            if not answer.done():
+                answer.set_result(frame)
+
+        async with self.listen(place, received):
+            with self.asking(Question(subject, data, place), answer):
+                try:
+                    frame: Frame = await within(timeout, answer)
+                except TimeoutError:
+                    raise Unavailable(f"Nobody answered on {subject} within {timeout:g} s.") from None
+        if frame.status == 503:
+            raise NoResponders(f"Nobody answers on {subject}.")
+        return frame
 
     @contextmanager
     def _asked(self, subject: str, data: bytes) -> Iterator[asyncio.Future[Frame]]:
@@ -178,23 +211,31 @@ class Transport:
             if not answer.done():
                 answer.set_result(frame)
 
-        with self.expect(received) as reply, self.asking(subject, data, reply):
+        with self.expect(received) as reply, self.asking(Question(subject, data, reply), answer):
             yield answer
 
     @contextmanager
     def asking(
-        self, subject: str, data: bytes, reply: str, *, again: Callable[[], None] = lambda: None
+        self, question: Question, answer: asyncio.Future[Any], *, again: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
-        """Ask now, and once more each time that the link was lost meanwhile, after calling `again`."""
+        """Ask now, and once more each time that the link was lost meanwhile, after calling `again`.
+
+        Where the broker forbids the question, `answer` gets NotAllowed.
+        """
 
         def ask() -> None:
             again()
-            self.client.post(subject, data, reply=reply)
+            self.client.post(question.subject, question.data, reply=question.reply)
 
-        with self.when_back(ask):
-            if self.connected:
-                self.client.post(subject, data, reply=reply)
-            yield
+        place = (question.subject, answer)
+        self._asked_now.add(place)
+        try:
+            with self.when_back(ask):
+                if self.connected:
+                    self.client.post(question.subject, question.data, reply=question.reply)
+                yield
+        finally:
+            self._asked_now.discard(place)
 
     def expect(self, receive: Receive) -> _Expected:
         """A reply subject whose messages go to `receive` while the context is open."""
@@ -205,9 +246,9 @@ class Transport:
             receive(frame)
 
     @asynccontextmanager
-    async def listen(self, subject: str, receive: Receive) -> AsyncIterator[None]:
-        """Hand over all that is sent to `subject` while the context is open."""
-        subscription = await self.client.listen(subject, receive)
+    async def listen(self, subject: str, receive: Receive, *, queue: str = "") -> AsyncIterator[None]:
+        """Hand over all that is sent to `subject` while the context is open; of a `queue` one hears it."""
+        subscription = await self.client.listen(subject, receive, queue=queue)
         try:
             yield
         finally:
@@ -254,6 +295,7 @@ class Transport:
 
     async def _reconnected(self) -> None:
         log.info("the link to the broker is back", extra={"broker": self.address})
+        self._refused_since = math.inf
         self.generation += 1
         for callback in tuple(self._when_back):
             callback()
@@ -267,8 +309,34 @@ class Transport:
                 callback()
 
     async def _failed(self, error: Exception) -> None:
-        refused = "permissions violation" in str(error).lower()
-        log.log(logging.WARNING if refused else logging.DEBUG, "the broker says: %s", error)
+        said = str(error).lower()
+        if "authorization" in said or "authentication" in said:
+            self._refused_since = min(self._refused_since, time.monotonic())
+        denied = _VIOLATION.search(said)
+        log.log(logging.WARNING if denied else logging.DEBUG, "the broker says: %s", error)
+        if denied and denied[1] == "publish":
+            self._denied(denied[2])
+
+    def _denied(self, subject: str) -> None:
+        """The broker forbids to say anything on a subject, which nats-py has put into small letters."""
+        for asked, answer in tuple(self._asked_now):
+            if asked.lower() == subject and not answer.done():
+                answer.set_exception(forbidden(asked))
+        for callback in tuple(self.when_denied):
+            callback(subject)
+
+
+class Question(NamedTuple):
+    """What is asked, where, and where the answer goes."""
+
+    subject: str
+    data: bytes
+    reply: str
+
+
+def forbidden(subject: str) -> NotAllowed:
+    """The error where the broker forbids what was asked."""
+    return NotAllowed(f"The broker does not allow us to send to {subject}.")
 
 
 class _Expected:

@@ -19,7 +19,7 @@ import msgspec
 
 from xnai.bus import Server, ServerOptions, open_server
 from xnai.bus.locating import ADDRESS_FILE, Address
-from xnai.bus.server import write_secret
+from xnai.bus.secrets import write_secret
 from xnai.protocol.errors import XnaiError
 
 log = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ TASK_STREAM_PREFIX = "XNAI_TASK_"
 CARD_STREAM = "XNAI_CARD"
 CARD_SUBJECTS = "xnai.v1.card.>"
 ALIVE_SUBJECTS = "xnai.v1.alive.>"
+CONTROL_SUBJECTS = "xnai.v1.agent.>"
 
 
 class TaskSubject(NamedTuple):
@@ -142,6 +143,31 @@ def held_card(alive: str) -> str:
 def control(agent: str, instance: str) -> str:
     """Where one process is asked: ping, probe, drain."""
     return f"xnai.v1.agent.{agent}.{instance}"
+
+
+def reading(agent: str, sender: str, id: str) -> str:
+    """Where the keeper is asked for the events of a task: its sender cannot read a log itself."""
+    return f"xnai.v1.read.{agent}.{sender}.{id}"
+
+
+def declaring(agent: str) -> str:
+    """Where the keeper is asked to make the queue and the log of an agent."""
+    return f"xnai.v1.declare.{agent}"
+
+
+def listing(sender: str) -> str:
+    """Where the keeper is asked for the tasks of a sender; `-` means everybody's."""
+    return f"xnai.v1.tasks.{sender}"
+
+
+def administering(sender: str) -> str:
+    """Where the keeper is asked to let somebody in, or to shut somebody out."""
+    return f"xnai.v1.keys.{sender}"
+
+
+def joining(guest: str) -> str:
+    """Where a guest asks the keeper to let its machine in."""
+    return f"xnai.v1.join.{guest}"
 
 
 def agent_of_stream(stream: str) -> str:

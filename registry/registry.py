@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from xnai.bus import Bus
 from xnai.bus.background import background_tasks
-from xnai.bus.hearing import sequence_of
+from xnai.bus.hearing import sequence_of, stands_for
 from xnai.bus.parser import Frame
 from xnai.bus.streams import LEASE
 from xnai.bus.transport import NoResponders
@@ -165,7 +165,7 @@ class Registry:
     def heard(self, frame: Frame) -> None:
         """A card that the broker has stored or let go."""
         place = subjects.held_card(frame.subject)
-        if f"\r\nNats-Subject: {place}\r\n".encode() not in frame.head:
+        if not stands_for(frame, place):
             log.warning("heard a card that was never stored", extra={"subject": frame.subject})
             return
         if frame.data:

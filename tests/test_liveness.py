@@ -53,7 +53,7 @@ async def place_of(bus: Bus, agent: str) -> str:
 
 
 async def probe(bus: Bus, place: str, timeout: float = 5.0) -> Presence:
-    answer = await bus.transport.request(place, PROBE, timeout=timeout)
+    answer = await bus.transport.ask_member(place, PROBE, timeout=timeout)
     return msgspec.json.decode(answer.data, type=Presence)
 
 
@@ -89,7 +89,7 @@ async def test_a_worker_that_is_well_is_progressing_and_says_who_it_is(server: S
     with anyio.fail_after(15):
         async with worker(server, agent):
             place = await place_of(bus, "well")
-            assert (await bus.transport.request(place, PING)).data == b"pong"
+            assert (await bus.transport.ask_member(place, PING)).data == b"pong"
             assert await bus.call("well.one", None, int) == 1
             said = await probe(bus, place)
     assert (said.level, said.why) == (Level.PROGRESSING, None)
@@ -227,7 +227,7 @@ async def test_an_agent_leaves_in_order_when_it_is_asked_to(server: Server, bus:
     async with program("run", EXAMPLES / "maths.py", folder=tmp_path, env=where(server)) as maths:
         await maths.prints("ready maths")
         place = await place_of(bus, "maths")
-        assert (await bus.transport.request(place, DRAIN)).data == b"draining"
+        assert (await bus.transport.ask_member(place, DRAIN)).data == b"draining"
         assert await maths.ends() == 0
     assert "maths is asked to leave" in maths.err
 

@@ -23,6 +23,7 @@ LAYERS = ("protocol", "bus", "registry", "agents", "adapters", "deploy")
 # Where an outside library may be imported, as starts of paths. One that is not here may not be imported.
 HOMES: dict[str, tuple[str, ...]] = {
     "anyio": ("",),
+    "cryptography": ("deploy/",),
     "gguf": ("agents/inference/",),
     "jinja2": ("agents/inference/",),
     "llama_cpp": ("agents/inference/",),
@@ -30,6 +31,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "msgspec": ("",),
     "nats": ("bus/",),
     "nats_server": ("bus/",),
+    "nkeys": ("bus/keys.py",),
     "numpy": ("agents/inference/", "agents/retrieval/"),
     "pydantic": ("agents/settings.py", "deploy/settings.py"),
     "qdrant_client": ("agents/retrieval/",),
@@ -46,7 +48,7 @@ BLIND = {
     "agents/isolation.py": 1,
     "agents/retrieval/opening.py": 1,
     "bus/background.py": 1,
-    "bus/client.py": 1,
+    "bus/client.py": 2,
     "bus/pull.py": 1,
     "deploy/cli.py": 1,
     "deploy/loading.py": 1,

@@ -21,6 +21,7 @@ from xnai.protocol import (
     TaskArtifactUpdateEvent,
     TaskFailed,
     TaskState,
+    Unavailable,
     XnaiError,
     subjects,
 )
@@ -64,10 +65,22 @@ async def read(bus: Bus, to: str, payload: object, *, id: str, by: str, write: W
 
 
 async def follow(bus: Bus, id: str, *, by: str, write: Write) -> None:
-    """Subscribe to a task, and write down what is heard until its outcome."""
-    async with aclosing(bus.subscribe(id)) as events:
-        async for event in events:
-            write(heard(id, by, event))
+    """Subscribe to a task, and write down what is heard until its outcome.
+
+    On a machine that is busy the broker may be too slow to say where it is: then again, from where we were.
+    """
+    after = 0
+    for patience in (True, True, False):
+        try:
+            async with aclosing(bus.subscribe(id, after=after)) as events:
+                async for event in events:
+                    write(heard(id, by, event))
+                    after = event.sequence
+        except Unavailable:
+            if not patience:
+                raise
+        else:
+            break
     write(Followed(id=id, by=by))
 
 

@@ -57,7 +57,7 @@ class Prober:
     async def _ask(self, pid: int, said: dict[int, Presence]) -> None:
         subject = control(*self._instances[pid])
         try:
-            answer = await self._bus.transport.request(subject, PROBE, timeout=_PATIENCE)
+            answer = await self._bus.transport.ask_member(subject, PROBE, timeout=_PATIENCE)
             said[pid] = decode(_read_presence, answer.data)
         except (Unavailable, MalformedMessage):
             self._instances.pop(pid, None)  # it may be another process by now

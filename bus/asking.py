@@ -1,0 +1,82 @@
+"""Asking the keeper, and answering for it: questions of one answer, in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+
+from xnai.bus.background import background_tasks
+from xnai.bus.parser import Frame
+from xnai.bus.transport import NoResponders, Transport
+from xnai.protocol.errors import Busy, InvalidArgument, NotAllowed, Unavailable, XnaiError
+
+_QUEUE = "keepers"  # several may run: one of them answers
+_TIMEOUT = 20.0
+_AT_ONCE = 32  # questions that are looked into; the others wait
+_KINDS: dict[str, type[XnaiError]] = {kind.code: kind for kind in (Busy, InvalidArgument, NotAllowed)}
+Answer = Callable[[list[str], bytes], Awaitable[object]]
+"""Gets the tokens of the subject and what was asked; what it returns is the answer."""
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why not."""
+
+    code: str
+    message: str
+
+
+class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The keeper's answer to a question of one answer."""
+
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: Fault | None = None
+
+
+_read_reply = msgspec.json.Decoder(Reply).decode
+
+
+async def ask_keeper(
+    transport: Transport, subject: str, question: object = None, *, timeout: float = _TIMEOUT
+) -> bytes:
+    """The keeper's answer, as JSON.
+
+    Raises:
+        Unavailable: no keeper is there, or it does not answer.
+        NotAllowed: the broker or the keeper forbids it.
+        Busy, InvalidArgument: the keeper says so.
+    """
+    try:
+        frame = await transport.request(subject, msgspec.json.encode(question), timeout=timeout)
+    except NoResponders:
+        raise Unavailable("No keeper answers: it runs inside `xnai up`.") from None
+    reply = _read_reply(frame.data)
+    if reply.error is not None:
+        raise _KINDS.get(reply.error.code, Unavailable)(reply.error.message)
+    return bytes(reply.result)
+
+
+@asynccontextmanager
+async def answering(transport: Transport, subject: str, answer: Answer) -> AsyncIterator[None]:
+    """Answer what is asked on `subject`, a pattern, while the context is open; errors of ours are told."""
+    async with background_tasks() as tasks:
+        limiter = anyio.Semaphore(_AT_ONCE)
+
+        async def reply(frame: Frame) -> None:
+            async with limiter:
+                try:
+                    result: Any = await answer(frame.subject.split("."), frame.data)
+                    said = Reply(result=msgspec.Raw(msgspec.json.encode(result)))
+                except XnaiError as error:
+                    said = Reply(error=Fault(error.code, str(error)))
+                transport.client.post(frame.reply, msgspec.json.encode(said))
+
+        def heard(frame: Frame) -> None:
+            if frame.reply:
+                tasks.start_soon(reply, frame)
+
+        async with transport.listen(subject, heard, queue=_QUEUE):
+            yield
