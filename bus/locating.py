@@ -16,7 +16,7 @@ from xnai.bus.access import Access
 from xnai.bus.keys import SUFFIX
 from xnai.bus.transport import Transport, open_transport
 from xnai.protocol.errors import InvalidSettings, NoBus
-from xnai.protocol.names import as_token, check_name
+from xnai.protocol.names import SYSTEM, as_token, check_name
 
 STACK_FOLDER = ".xnai"
 ADDRESS_FILE = "bus.json"
@@ -38,6 +38,12 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str | None = None
     ca: str | None = None
     pid: int | None = None
+
+    def as_system(self) -> Address:
+        """The same for whoever has the keeper's key."""
+        if self.key is None:
+            return self
+        return msgspec.structs.replace(self, key=str(Path(self.key) / f"{SYSTEM}{SUFFIX}"))
 
     def access(self, name: str) -> Access:
         """What `name` shows there."""
@@ -81,12 +87,13 @@ def sender_name(name: str | None) -> str:
     Raises:
         InvalidName: it cannot stand in a subject.
     """
-    return check_name(name or os.environ.get("XNAI_NAME") or as_token(_login()), "sender")
+    return check_name(name or os.environ.get("XNAI_NAME") or login_name(), "sender")
 
 
-def _login() -> str:
+def login_name() -> str:
+    """The name of who is logged in, as a token."""
     try:
-        return getpass.getuser()
+        return as_token(getpass.getuser())
     except (KeyError, OSError):  # in a container the user may have no name
         return "anonymous"
 

@@ -80,6 +80,8 @@ def permissions_of(who: Identity) -> Permissions:
     if who.kind in (Kind.PERSON, Kind.SUPERVISOR):
         publish += [subjects.CONTROL_SUBJECTS, f"{_SERVICES}.>", subjects.administering(who.name)]
         subscribe.append(f"{ANSWERS}.>")
+    if who.kind is Kind.SUPERVISOR:
+        publish.append(subjects.declaring("*"))
     if who.kind is Kind.PERSON:
         publish.append(subjects.listing(">"))
     return Permissions(tuple(publish), tuple(subscribe))

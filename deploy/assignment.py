@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from xnai.bus import Limits
+from xnai.bus.locating import Address
 from xnai.deploy.environment import variables
 from xnai.deploy.folders import find_settings, parse_settings, stack_folder
 from xnai.protocol.errors import InvalidSettings
@@ -27,7 +28,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: under which the settings know the agent; its module must agree.
         folder: the stack's `.xnai`.
-        url, token: of the broker; without, the bus is looked for as `open_bus` does.
+        at: where the broker is; without, the bus is looked for as `open_bus` does.
+        roles: that the broker lets it serve besides its name; None where it lets everybody do everything.
+        word: stands before what this process declares of itself, so that only it can say that.
         concurrency: instead of what the module says; None leaves that.
         settings: for the module's `configure`.
         nice, oom_score_adj: what the process sets for itself.
@@ -35,8 +38,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     folder: str
-    url: str | None = None
-    token: str | None = None
+    at: Address | None = None
+    roles: tuple[str, ...] | None = None
+    word: str = ""
     concurrency: int | None = None
     limits: Limits = Limits()
     settings: dict[str, Any] = {}

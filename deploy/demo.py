@@ -28,7 +28,7 @@ from xnai.agents.curation.documents import Document
 from xnai.agents.curation.sources import TOPICS, read_sources
 from xnai.bus import Bus, open_bus
 from xnai.bus.background import background_tasks
-from xnai.bus.locating import ADDRESS_FILE, read_address
+from xnai.bus.locating import ADDRESS_FILE, login_name, read_address
 from xnai.deploy.answering import Citation, citations
 from xnai.deploy.commands.ask import search, show_passages
 from xnai.deploy.commands.ingest import ingest, make_request
@@ -108,7 +108,7 @@ async def _demo(folder: Path, paths: Sequence[str], questions: Sequence[str]) ->
     async with _stack_up(folder) as stack:
         tell(f"{', '.join(stack.ready)} take tasks after {clock.lap():.1f} s.\n")
         address = read_address(Path(stack.folder) / ADDRESS_FILE)
-        async with open_bus(address.url, token=address.token, name="demo") as bus:
+        async with open_bus(address, name=login_name()) as bus:
             tell(f"Taking in {', '.join(map(_shortened, paths))}.")
             await ingest(bus, make_request(paths), as_json=False)
             ingested = clock.lap()
@@ -116,6 +116,7 @@ async def _demo(folder: Path, paths: Sequence[str], questions: Sequence[str]) ->
             asked = clock.lap()
             _verify(cited, paths)
             tell(f"All {len(cited)} passages stand word for word in their sources.\n")
+        async with open_bus(address.as_system(), name="demo") as bus:
             stored = await _stored(bus, stack.ready)
     names = ", ".join(("xnai up", "nats-server", *stack.ready))
     tell(

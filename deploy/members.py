@@ -44,6 +44,7 @@ class Member:
         began: on the monotonic clock.
         ready: set once it takes tasks.
         status: how it ended; None until then.
+        declared: the roles that it serves, where it ended because the broker does not know of them.
         leave_by: when it is killed, on the monotonic clock; None until it is asked to leave.
         hurry: cancelled when it may not take its time to leave.
     """
@@ -53,6 +54,7 @@ class Member:
         self.began = time.monotonic()
         self.ready = anyio.Event()
         self.status: int | None = None
+        self.declared: tuple[str, ...] | None = None
         self.leave_by: float | None = None
         self.hurry = anyio.CancelScope()
         self._leave = anyio.CancelScope()
@@ -140,6 +142,10 @@ class Member:
         end.set()
 
     def _hear(self, kind: str, line: str) -> None:
+        word = self._job.assignment.word
+        if word and kind == "stdout" and line.startswith(f"declares {word}"):
+            self.declared = tuple(line.split()[2:])
+            return
         self._show(kind, line)
         if kind == "stderr" and line.strip():
             self._said.append(line)

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +19,7 @@ import msgspec
 
 from xnai.bus import Server, ServerOptions, open_server
 from xnai.bus.locating import ADDRESS_FILE, Address
+from xnai.bus.permissions import Identity
 from xnai.bus.secrets import write_secret
 from xnai.protocol.errors import XnaiError
 
@@ -110,19 +111,13 @@ class Stack:
             file.unlink(missing_ok=True)
 
     @asynccontextmanager
-    async def server(self, options: ServerOptions) -> AsyncIterator[Server]:
-        """Our own broker, at the port and with the token that it had before, where `options` say nothing."""
+    async def server(self, options: ServerOptions, identities: Sequence[Identity]) -> AsyncIterator[Server]:
+        """Our own broker, which lets these in, at the port that it had before unless `options` say one."""
         await self._end_leftover()
-        options = msgspec.structs.replace(
-            options, port=options.port or self._old_port(), token=options.token or self._old_token()
-        )
-        async with open_server(self.server_folder, options) as server:
-            write_secret(self.server_folder / "token", server.token)
+        options = msgspec.structs.replace(options, port=options.port or self._old_port())
+        async with open_server(self.server_folder, options, identities) as server:
             (self.server_folder / "port").write_text(str(server.port))
             yield server
-
-    def _old_token(self) -> str | None:
-        return _read(self.server_folder / "token")
 
     def _old_port(self) -> int:
         """The port of last time, if it is free; otherwise 0, which takes another."""

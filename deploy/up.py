@@ -14,9 +14,13 @@ import anyio
 from xnai.bus import Server, ServerOptions, open_bus
 from xnai.bus.background import background_tasks
 from xnai.bus.keeper import keep
-from xnai.bus.locating import Address
+from xnai.bus.keeper_service import KeeperService
+from xnai.bus.locating import Address, login_name, sender_name
 from xnai.bus.streams import declare_shared
 from xnai.deploy.console import Console
+from xnai.deploy.identity.admitting import admitting
+from xnai.deploy.identity.door import Door
+from xnai.deploy.identity.keyring import Keyring
 from xnai.deploy.logs import log_to
 from xnai.deploy.notify import keep_notifying, notify
 from xnai.deploy.output import say, show
@@ -24,7 +28,7 @@ from xnai.deploy.settings import Settings
 from xnai.deploy.signals import STOPPING
 from xnai.deploy.stack import Stack
 from xnai.deploy.statuses import Status
-from xnai.deploy.supervisor.agent import agent_name, open_supervisor
+from xnai.deploy.supervisor.agent import ROLE, agent_name, open_supervisor, small
 from xnai.deploy.supervisor.detaching import let_go
 from xnai.deploy.supervisor.fleet import Fleet
 from xnai.deploy.supervisor.group import label_of
@@ -63,6 +67,7 @@ class Up:
         )
         labels = [label_of(name, max(table.replicas, 1)) for name, table in settings.agents.items()]
         self._console = Console(labels, quiet_stdout=as_json, keep=self._files.keep)
+        self._name = agent_name(stack.folder)
         self._fleet: Fleet | None = None
         self._leave = anyio.CancelScope()
         log_to(self._console.say, logging.getLogger().level)
@@ -79,9 +84,9 @@ class Up:
         async with background_tasks() as tasks:
             await tasks.start(self._listen)
             with self._leave:
-                async with self._broker() as address:
+                async with self._broker() as (address, door):
                     with self._stack.announced(address):
-                        await self._serve(address)
+                        await self._serve(address, door)
         if self._fleet and (given_up := [name for name, each in self._fleet.groups.items() if each.given_up]):
             self._console.say(f"given up: {', '.join(given_up)}")
             return Status.FAILURE
@@ -100,17 +105,23 @@ class Up:
                     self._go_down(f"{signal.strsignal(number)}: stopping; once more kills")
 
     @asynccontextmanager
-    async def _broker(self) -> AsyncIterator[Address]:
-        """The outside broker of the settings, otherwise our own, started again when it dies."""
+    async def _broker(self) -> AsyncIterator[tuple[Address, Door | None]]:
+        """The outside broker of the settings, otherwise our own with its door, started again when it dies."""
         table = self._settings.server
         if table.url is not None:
-            yield Address(url=table.url, token=table.token, pid=os.getpid())
+            yield Address(url=table.url, token=table.token, pid=os.getpid()), None
             return
+        keyring = Keyring(self._stack.folder, self._name)
+        keyring.ensure_all(agents=list(self._settings.agents), people=[login_name(), sender_name(None)])
         options = ServerOptions(**table.model_dump(exclude={"url"}))
-        async with self._stack.server(options) as server, background_tasks() as tasks:
+        async with (
+            self._stack.server(options, keyring.members()) as server,
+            background_tasks() as tasks,
+        ):
             tasks.start_soon(self._restart, server)
             self._console.say(f"nats-server listens at {server.url}, its data is in {server.folder}")
-            yield Address(url=server.url, token=server.token, pid=os.getpid())
+            address = Address(url=server.url, key=str(keyring.folder), pid=os.getpid())
+            yield address, Door(keyring, server)
 
     async def _restart(self, server: Server) -> None:
         while (process := server.process) is not None:
@@ -119,30 +130,35 @@ class Up:
             await anyio.sleep(_SERVER_DELAY)
             await server.start()
 
-    async def _serve(self, address: Address) -> None:
+    async def _serve(self, address: Address, door: Door | None) -> None:
         """Start the agents, answer for them, keep the bus in order, until cancelled."""
         keeper, limits = self._settings.keeper, self._settings.limits.limits()
-        name = agent_name(self._stack.folder)
         fleet = self._fleet = Fleet(
-            self._read, folder=self._stack.folder, address=address, console=self._console
+            self._read, folder=self._stack.folder, address=address, console=self._console, door=door
         )
         async with AsyncExitStack() as stack:
-            bus = await stack.enter_async_context(open_bus(address.url, token=address.token, name=_KEEPER))
-            await declare_shared(bus.api, limits)
+            kept = await stack.enter_async_context(open_bus(address.as_system(), name=_KEEPER))
+            await declare_shared(kept.api, limits)
+            await stack.enter_async_context(KeeperService(kept.transport, limits).open())
+            if door is not None:
+                await stack.enter_async_context(admitting(kept.transport, door))
+            bus = await stack.enter_async_context(open_bus(address, name=self._name))
+            for served in (self._name, ROLE):
+                await kept.declare(served, small(limits))
             await stack.enter_async_context(
                 open_supervisor(
                     fleet,
-                    address,
-                    name=name,
+                    bus,
+                    name=self._name,
                     limits=limits,
                     say=self._console.say,
                     down=lambda: self._go_down("asked to go down: stopping"),
                 )
             )
             await stack.enter_async_context(fleet.open(bus))
-            stack.enter_context(self._stack.supervised_by(name))
+            stack.enter_context(self._stack.supervised_by(self._name))
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            tasks.start_soon(lambda: keep(bus, interval=keeper.interval, kept=keeper.kept))
+            tasks.start_soon(lambda: keep(kept, interval=keeper.interval, kept=keeper.kept))
             if self._watched:
                 from xnai.deploy.supervisor.watching import watch  # reading sources takes memory
 

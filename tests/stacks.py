@@ -40,8 +40,7 @@ def address(folder: Path) -> Address:
 @asynccontextmanager
 async def visitor(folder: Path) -> AsyncIterator[Bus]:
     """A bus of the test on the stack of a folder."""
-    where = address(folder)
-    async with open_bus(where.url, token=where.token, name="visitor") as bus:
+    async with open_bus(address(folder)) as bus:
         yield bus
 
 

@@ -230,7 +230,7 @@ async def test_an_agent_that_is_killed_in_the_middle_goes_on_where_it_was(
     address = read_address(plain / ".xnai" / "bus.json")
     request = IngestRequest(paths=(str(many),))
     with anyio.fail_after(60):
-        async with open_bus(address.url, token=address.token) as bus:
+        async with open_bus(address) as bus:
             steps: list[Progress] = []
             async for step in bus.stream("curation.ingest", request, Progress, id="killed"):
                 if not steps:

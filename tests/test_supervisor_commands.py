@@ -14,10 +14,11 @@ from typing import Any
 import anyio
 import pytest
 from joining import worker
-from stacks import QUICK, address, processes, visitor, write_agent, write_stack
+from stacks import QUICK, processes, visitor, write_agent, write_stack
 from terminal import PATIENCE, Program, command, processes_of, program, until, up
 
 from xnai.agents import Agent
+from xnai.agents.testing import fresh_server
 from xnai.bus import Server
 from xnai.bus.background import background_tasks
 from xnai.bus.locating import STACK_FOLDER
@@ -246,15 +247,17 @@ async def test_the_supervisor_is_an_agent_that_starts_only_what_its_settings_nam
 
 @asynccontextmanager
 async def two_stacks(left: Path, right: Path, **variables: str) -> AsyncIterator[tuple[Program, Program]]:
-    """Two folders on the broker of the left one, each with two agents; `both` is in each of them."""
+    """Two folders on one broker, each with two agents; `both` is in each of them."""
     for folder, own in ((left, "here"), (right, "there")):
         folder.mkdir()
         write_agent(folder, own)
         write_agent(folder, "both")
-    async with up(write_stack(left, here="", both="replicas = 0"), env=variables) as one:
-        where = address(left)
-        env = {"XNAI_URL": where.url, "XNAI_TOKEN": where.token or "", **variables}
-        async with up(write_stack(right, there="", both="replicas = 0"), env=env) as other:
+    async with fresh_server() as server:
+        env = {"XNAI_URL": server.url, "XNAI_TOKEN": server.token, **variables}
+        async with (
+            up(write_stack(left, here="", both="replicas = 0"), env=env) as one,
+            up(write_stack(right, there="", both="replicas = 0"), env=env) as other,
+        ):
             yield one, other
 
 

@@ -31,7 +31,7 @@ from terminal import (
 
 from xnai.agents import Agent
 from xnai.bus import Bus, Server, open_bus
-from xnai.bus.locating import ADDRESS_FILE, STACK_FOLDER, Address, read_address
+from xnai.bus.locating import ADDRESS_FILE, STACK_FOLDER, Address, read_address, sender_name
 from xnai.deploy.supervisor.agent import agent_name
 from xnai.protocol import TaskState
 from xnai.protocol.errors import UnknownTask
@@ -54,8 +54,7 @@ def address(folder: Path) -> Address:
 @asynccontextmanager
 async def visitor(folder: Path) -> AsyncIterator[Bus]:
     """A bus of the test on the stack of a folder."""
-    where = address(folder)
-    async with open_bus(where.url, token=where.token, name="visitor") as bus:
+    async with open_bus(address(folder)) as bus:
         yield bus
 
 
@@ -195,33 +194,37 @@ async def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
 # The folder
 
 
-async def test_nobody_else_can_read_the_token(tmp_path: Path) -> None:
+async def test_nobody_else_can_read_a_key(tmp_path: Path) -> None:
     async with up(place(tmp_path, "hello")) as stack:
         folder = tmp_path / STACK_FOLDER
-        token = address(tmp_path).token
-        assert token
-        assert not folder.stat().st_mode & NOBODY_ELSE
-        holders = [
-            file for file in folder.rglob("*") if file.is_file() and token.encode() in file.read_bytes()
-        ]
-        assert folder / ADDRESS_FILE in holders
-        assert [file for file in holders if file.stat().st_mode & NOBODY_ELSE] == []
-        for pid, arguments in processes_of(tmp_path).items():
-            assert token not in arguments
-            assert token.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
-        assert token not in "".join((*stack.out, *stack.err))
+        seeds = {file: file.read_bytes() for file in (folder / "keys").glob("*.nk")}
+        supervisor = agent_name(folder)
+        assert {file.stem for file in seeds} == {"system", supervisor, "hello", sender_name(None)}
+        for place_of_secrets in (folder, folder / "keys"):
+            assert not place_of_secrets.stat().st_mode & NOBODY_ELSE
+        for seed in seeds.values():
+            holders = [file for file in folder.rglob("*") if file.is_file() and seed in file.read_bytes()]
+            assert len(holders) == 1
+            assert not holders[0].stat().st_mode & NOBODY_ELSE
+            for pid, arguments in processes_of(tmp_path).items():
+                assert seed.decode() not in arguments
+                assert seed not in Path(f"/proc/{pid}/environ").read_bytes()
+            assert seed.decode() not in "".join((*stack.out, *stack.err))
         assert (folder / ".gitignore").read_text() == "*\n"
 
 
-async def test_a_restart_keeps_the_data_the_token_and_the_port(tmp_path: Path) -> None:
+async def test_a_restart_keeps_the_data_the_keys_and_the_port(tmp_path: Path) -> None:
     place(tmp_path, "maths")
+
+    def keys() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in (tmp_path / STACK_FOLDER / "keys").iterdir()}
+
     async with up(tmp_path) as stack:
-        before = address(tmp_path)
+        before, seeds = address(tmp_path), keys()
         assert (await command("call", "maths.double", "21", "--id", "kept", folder=tmp_path)).out == "42\n"
         assert await stack.stop() == 0
     async with up(tmp_path) as stack:
-        after = address(tmp_path)
-        assert (after.url, after.token) == (before.url, before.token)
+        assert (address(tmp_path).url, keys()) == (before.url, seeds)
         done = await command("task", "kept", folder=tmp_path)
         assert done.out.startswith("maths.double kept completed at ")
         assert "answer: 42\n" in done.out
@@ -233,7 +236,7 @@ async def test_two_stacks_in_two_folders_do_not_meet(tmp_path: Path) -> None:
     async with up(left) as one, up(right):
         done = await command("call", "hello.greet", "you", folder=right)
         assert (done.status, complaint(done)) == (1, "unknown_agent")
-        stranger = {"XNAI_URL": address(left).url, "XNAI_TOKEN": address(right).token or ""}
+        stranger = {"XNAI_URL": address(left).url, "XNAI_KEY": address(right).key or ""}
         done = await command("call", "hello.greet", "you", folder=right, env=stranger)
         assert (done.status, complaint(done)) == (3, "not_allowed")
         assert await one.stop() == 0

@@ -69,6 +69,9 @@ async def run(arguments: argparse.Namespace) -> int:
     from xnai.deploy.signals import STOPPING, first_of
 
     agent, assignment = _prepare(arguments)
+    if assignment.roles is not None and set(agent.roles) != set(assignment.roles):
+        show(" ".join(("declares", assignment.word, *agent.roles)), as_json=False)
+        return Status.DONE  # it is started again, as whom the broker knows by then
     gc.freeze()
     gc.enable()
     leave = anyio.Event()
@@ -87,7 +90,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
         consuming = False
         tasks.start_soon(listen)
-        bus = await _join(stack, agent.name, assignment, arguments.wait)
+        bus = await _join(stack, agent, assignment, arguments.wait)
         worker = await stack.enter_async_context(serve(agent, bus, limits=assignment.limits))
         consuming = True
         tasks.start_soon(_leave_when_asked, worker, leave)
@@ -137,14 +140,19 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Agent, Assignment]:
     return agent, assignment
 
 
-async def _join(stack: AsyncExitStack, name: str, assignment: Assignment, wait: float) -> Bus:
+async def _join(stack: AsyncExitStack, agent: Agent, assignment: Assignment, wait: float) -> Bus:
     """Open the bus; one that is not up yet is waited for, and that is said once."""
     from xnai.bus import open_bus
+    from xnai.deploy.identity.asking import introduce
     from xnai.protocol.errors import NoBus
 
-    url, token = assignment.url, assignment.token
+    async def join(wait: float) -> Bus:
+        if assignment.at is None:
+            await introduce(agent.name, agent.roles, wait=wait)
+        return await stack.enter_async_context(open_bus(assignment.at, name=agent.name, wait=wait))
+
     try:
-        return await stack.enter_async_context(open_bus(url, token=token, name=name))
+        return await join(0.0)
     except NoBus as error:
-        say(f"{name} waits up to {wait:g} s for a bus. {error}")
-    return await stack.enter_async_context(open_bus(url, token=token, name=name, wait=wait))
+        say(f"{agent.name} waits up to {wait:g} s for a bus. {error}")
+    return await join(wait)

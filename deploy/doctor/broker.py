@@ -13,6 +13,8 @@ from xnai.bus.server import OLDEST, find_binary, version_of
 from xnai.deploy.doctor.finding import Case, Finding, fine, problem, warning
 from xnai.deploy.doctor.stack import is_up
 from xnai.protocol.errors import InvalidSettings, NoBus, NotAllowed, ServerTooOld, XnaiError
+from xnai.protocol.names import LANES
+from xnai.protocol.subjects import task_stream
 from xnai.protocol.timestamps import parse_timestamp
 
 _PATIENCE = 10.0
@@ -68,11 +70,11 @@ async def connection(case: Case) -> AsyncIterator[Finding]:
 
 async def _clock(bus: Bus) -> Finding:
     """The time in an answer of the stream API, against ours in the middle of asking."""
-    streams = await bus.api.stream_names()
-    if not streams:
+    agents = await bus.finder.agents()
+    if not agents:
         return fine("clock", "No stream is there yet, whose broker could tell its time.")
     asked = time.time()
-    info = await bus.api.stream_info(streams[0])
+    info = await bus.api.ask(f"CONSUMER.INFO.{task_stream(agents[0])}.{LANES[0]}")
     answered = time.time()
     return clock_finding(parse_timestamp(info["ts"]) - (asked + answered) / 2)
 

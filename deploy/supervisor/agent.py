@@ -13,8 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from xnai.agents import Agent, Context, Reject, serve
-from xnai.bus import Limits, open_bus
-from xnai.bus.locating import Address
+from xnai.bus import Bus, Limits
 from xnai.deploy.supervisor.fleet import Fleet
 from xnai.deploy.supervisor.orders import Changes, Offer, Row, Scaling, Which
 from xnai.deploy.supervisor.placing import choose, offer_of
@@ -35,10 +34,15 @@ def agent_name(folder: Path) -> str:
     return f"{ROLE}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
+def small(limits: Limits) -> Limits:
+    """How much the streams of a supervisor may hold: few ask it for anything."""
+    return msgspec.structs.replace(limits, log=_LOG, queue=_QUEUE)
+
+
 @asynccontextmanager
 async def open_supervisor(
     fleet: Fleet,
-    address: Address,
+    bus: Bus,
     *,
     name: str,
     limits: Limits,
@@ -49,18 +53,16 @@ async def open_supervisor(
 
     `say` tells of other supervisors; `down` is called when somebody asks for the end.
     """
-    small = msgspec.structs.replace(limits, log=_LOG, queue=_QUEUE)
     async with AsyncExitStack() as stack:
-        bus = await stack.enter_async_context(open_bus(address.url, token=address.token, name=name))
         registry = await stack.enter_async_context(open_registry(bus, lease=limits.lease))
         stack.enter_context(registry.told(lambda change: _tell_end(change, name, say)))
         try:
             agent = _agent(fleet, name, roles=(ROLE,), registry=registry, down=down)
-            await stack.enter_async_context(serve(agent, bus, limits=small))
+            await stack.enter_async_context(serve(agent, bus, limits=small(limits)))
         except InvalidAgent as error:  # another release of us understands the same words differently
             say(f"answers to {name} and not to {ROLE}: {error}")
             agent = _agent(fleet, name, roles=(), registry=registry, down=down)
-            await stack.enter_async_context(serve(agent, bus, limits=small))
+            await stack.enter_async_context(serve(agent, bus, limits=small(limits)))
         yield
 
 

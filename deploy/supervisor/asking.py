@@ -62,5 +62,5 @@ async def open_supervision(folder: Path) -> AsyncIterator[Supervisor]:
     if known is None:
         raise NoBus(f"The stack in {stack.folder.parent} is just coming up or going down. Try again.")
     address = read_address(stack.folder / ADDRESS_FILE)
-    async with open_bus(address.url, token=address.token) as bus:
+    async with open_bus(address) as bus:
         yield Supervisor(bus, known.agent)

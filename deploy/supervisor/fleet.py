@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,8 +15,10 @@ from anyio.abc import TaskGroup
 from xnai.bus import Bus
 from xnai.bus.background import background_tasks
 from xnai.bus.locating import Address
+from xnai.bus.permissions import Kind
 from xnai.deploy.assignment import Assignment
 from xnai.deploy.console import Console
+from xnai.deploy.identity.door import Door
 from xnai.deploy.members import Job
 from xnai.deploy.settings import AgentTable, Settings
 from xnai.deploy.supervisor.group import Group
@@ -36,15 +39,23 @@ class Fleet:
     Args:
         read: reads the settings; the agents are as it says, at first and after each `reload`.
         folder: the stack's `.xnai`.
+        door: lets its agents in; None where the broker lets everybody do everything.
     """
 
     def __init__(
-        self, read: Callable[[], Settings], *, folder: Path, address: Address, console: Console
+        self,
+        read: Callable[[], Settings],
+        *,
+        folder: Path,
+        address: Address,
+        console: Console,
+        door: Door | None = None,
     ) -> None:
         self.settings = read()
         self.groups: dict[str, Group] = {}
         self._read, self._began_with = read, self.settings
         self._folder, self._address, self._console = folder, address, console
+        self._door, self._word = door, secrets.token_hex(8)
         self._reloading = anyio.Lock()
         self._leaving = False
         self._bus: Bus
@@ -52,7 +63,7 @@ class Fleet:
 
     @asynccontextmanager
     async def open(self, bus: Bus) -> AsyncIterator[None]:
-        """Start all agents; at the end all have left, however the context ends."""
+        """Start all agents; at the end all have left, however the context ends. `bus` is the supervisor's."""
         self._bus, self._prober = bus, Prober(bus)
         async with background_tasks() as self._tasks:
             try:
@@ -181,10 +192,14 @@ class Fleet:
             self.groups[name].leave()
         for name in names:
             await self.groups.pop(name).gone.wait()
+            if self._door is not None and name not in self.settings.agents:
+                await self._door.dismiss(name)
 
     # Coming and going
 
     async def _declare(self, name: str) -> None:
+        if self._door is not None:
+            await self._door.admit(name, Kind.AGENT, by_settings=True)
         await self._bus.declare(name, self.settings.limits.limits())
 
     def _start(self, names: list[str]) -> None:
@@ -198,8 +213,19 @@ class Fleet:
 
     def _new_group(self, name: str) -> Group:
         table = self.settings.agents[name]
+
+        async def let_serve(roles: tuple[str, ...]) -> Job:
+            if self._door is not None:
+                await self._door.give_roles(name, roles)
+            return self._job(name, self.groups[name].table)
+
         return Group(
-            name, table, self._job(name, table), policy=self.settings.supervisor, show=self._console.line
+            name,
+            table,
+            self._job(name, table),
+            policy=self.settings.supervisor,
+            show=self._console.line,
+            let_serve=let_serve,
         )
 
     def _job(self, name: str, table: AgentTable) -> Job:
@@ -210,8 +236,9 @@ class Fleet:
             target=str(beside / table.module) if is_file and table.cwd else table.module,
             assignment=Assignment(
                 name=name,
-                url=self._address.url,
-                token=self._address.token,
+                at=self._address,
+                roles=None if self._door is None else self._door.roles_of(name),
+                word=self._word,
                 folder=str(self._folder),
                 concurrency=table.concurrency,
                 limits=self._began_with.limits.limits(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,6 +16,8 @@ from xnai.protocol.errors import InvalidArgument
 _READY_TIMEOUT = 120.0  # seconds that a replacement has, model files are large
 Show = Callable[[str, str, str], None]
 """Gets the label of a process, "stdout" or "stderr", and a line."""
+LetServe = Callable[[tuple[str, ...]], Awaitable[Job]]
+"""Lets the agent serve some roles; returns what its processes are started with from then on."""
 
 
 def label_of(name: str, number: int) -> str:
@@ -36,13 +38,20 @@ class Group:
     """
 
     def __init__(
-        self, name: str, table: AgentTable, job: Job, *, policy: SupervisorTable, show: Show
+        self,
+        name: str,
+        table: AgentTable,
+        job: Job,
+        *,
+        policy: SupervisorTable,
+        show: Show,
+        let_serve: LetServe,
     ) -> None:
         self.name, self.table, self.job = name, table, job
         self.wanted = table.replicas
         self.places: list[Place] = []
         self.ready, self.settled, self.gone = anyio.Event(), anyio.Event(), anyio.Event()
-        self._policy, self._show = policy, show
+        self._policy, self._show, self._let_serve = policy, show, let_serve
         self._scope = anyio.CancelScope()
         self._changing = anyio.Lock()
         self._started = False
@@ -194,9 +203,15 @@ class Group:
             trial=trial,
         )
         place.on_settled = self._look
+        place.on_declared = self._declared
         self.places = sorted([*self.places, place], key=lambda each: each.number)
         self._tasks.start_soon(place.run)
         return place
+
+    async def _declared(self, roles: tuple[str, ...]) -> Job:
+        """A process serves these roles: what the next one is started with, which may."""
+        self.job = await self._let_serve(roles)
+        return self.job
 
     def _look(self) -> None:
         """See whether all of it is ready, or settled."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 
@@ -56,6 +56,7 @@ class Place:
         self.last_error: str | None = None
         self.settled, self.gone = anyio.Event(), anyio.Event()
         self.on_settled: Callable[[], None] = lambda: None
+        self.on_declared: Callable[[tuple[str, ...]], Awaitable[Job]]
         self._policy, self._show = policy, show
         self._scope = anyio.CancelScope()
         self._quick_deaths = 0
@@ -87,7 +88,7 @@ class Place:
         try:
             with self._scope:
                 while await self._once():
-                    self.restarts += 1
+                    self.restarts += self.member.declared is None
                     self.member = self._new_member()
         finally:
             if self.state in (State.STARTING, State.PAUSE):
@@ -102,6 +103,9 @@ class Place:
             tasks.start_soon(self._welcome)
             status = await self.member.run()
             tasks.cancel_scope.cancel()
+        if self.member.declared is not None:
+            self.job = await self.on_declared(self.member.declared)
+            return True
         if self._outgrown and self.restart != "never":
             self._outgrown = False
             self.last_error = "held more memory than it may"

@@ -1,0 +1,1 @@
+"""Who is who in a stack: keys on disk, and the door that lets their holders in."""

@@ -1,0 +1,152 @@
+"""The door of a stack: who comes to be known to the broker, and who no more."""
+
+from __future__ import annotations
+
+import anyio
+import msgspec
+
+from xnai.bus import Server
+from xnai.bus.permissions import Kind
+from xnai.bus.secrets import write_secret
+from xnai.deploy.identity.keyring import Keyring, Member
+from xnai.protocol.errors import InvalidArgument, XnaiError
+from xnai.protocol.names import check_name
+
+
+class Door:
+    """Lets members in, where the broker is our own: each change is on disk first, then in the server.
+
+    Attributes:
+        keyring: everybody.
+        server: the broker.
+    """
+
+    def __init__(self, keyring: Keyring, server: Server) -> None:
+        self.keyring, self.server = keyring, server
+        self._changing = anyio.Lock()
+
+    async def admit(
+        self,
+        name: str,
+        kind: Kind,
+        *,
+        roles: tuple[str, ...] = (),
+        key: str | None = None,
+        machine: str | None = None,
+        by_settings: bool = False,
+    ) -> Member:
+        """Let somebody in; with `key`, its public half, somebody who made it elsewhere.
+
+        Raises:
+            InvalidArgument: the name belongs to somebody of another kind.
+        """
+        check_name(name, "member")
+        for role in roles:
+            check_name(role, "role")
+        async with self._changing:
+            known = self.keyring.kind_of(name)
+            if known not in (None, kind):
+                raise InvalidArgument(f"{name} is a {known} already, and cannot be a {kind} as well.")
+            before = self.keyring.members()
+            if key is None:
+                self.keyring.ensure(name, kind, roles=roles, by_settings=by_settings)
+            else:
+                old = self.keyring.find(name, machine)
+                keys = tuple(dict.fromkeys((*(old.keys if old else ()), key)))
+                self.keyring.put(
+                    Member(
+                        name=name,
+                        kind=kind,
+                        roles=roles,
+                        keys=keys,
+                        machine=machine or self.keyring.machine,
+                        by_settings=by_settings,
+                    )
+                )
+            await self._apply(before)
+            member = self.keyring.find(name, machine)
+            assert member is not None
+            return member
+
+    def roles_of(self, name: str) -> tuple[str, ...]:
+        """What an agent that lives here may serve besides its name."""
+        member = self.keyring.find(name)
+        return member.roles if member else ()
+
+    async def dismiss(self, name: str) -> None:
+        """Let an agent in no more that the settings name no more, if it is here because they did."""
+        async with self._changing:
+            before = self.keyring.members()
+            if (member := self.keyring.find(name)) and member.by_settings:
+                self.keyring.remove(member)
+                await self._apply(before)
+
+    async def give_roles(self, name: str, roles: tuple[str, ...]) -> None:
+        """Let an agent serve these names besides its own, and no others."""
+        async with self._changing:
+            before = self.keyring.members()
+            if member := self.keyring.find(name):
+                self.keyring.put(_with(member, roles=roles))
+            await self._apply(before)
+
+    async def expel(self, name: str, machine: str | None = None) -> list[Member]:
+        """Let somebody in no more, and cut the links that it has; on all machines where none is named.
+
+        Raises:
+            InvalidArgument: nobody has this name, or it is one without which the stack cannot be.
+        """
+        async with self._changing:
+            before = self.keyring.members()
+            gone = [each for each in before if each.name == name and machine in (None, each.machine)]
+            if not gone:
+                raise InvalidArgument(f"Nobody is known as {name}{f' on {machine}' if machine else ''}.")
+            if any(each.kind is Kind.SYSTEM or each.name == self.keyring.machine for each in gone):
+                raise InvalidArgument(f"{name} keeps this stack: without its key nothing would.")
+            self.keyring.remove(*gone)
+            await self._apply(before)
+            return gone
+
+    async def rotate(self, names: list[str] | None = None) -> list[str]:
+        """New keys for members that live here, all where none is named: each comes back with its new one.
+
+        For a moment the broker takes the old and the new; then links that showed an old one are cut.
+
+        Raises:
+            InvalidArgument: one of the names is nobody's who lives here.
+        """
+        async with self._changing:
+            here = self.keyring.machine
+            ours = {each.name: each for each in self.keyring.members() if each.machine == here}
+            if missing := [name for name in names or () if name not in ours]:
+                raise InvalidArgument(f"Nobody of this stack is known as {', '.join(missing)}.")
+            chosen = [ours[name] for name in names or sorted(ours)]
+            old = {member.name: member.keys for member in chosen}
+            seeds = {member.name: self.keyring.key(member.name).file.read_bytes() for member in chosen}
+            try:
+                for member in chosen:
+                    new = self.keyring.make(member.name)
+                    self.keyring.put(_with(member, keys=(*old[member.name], new)))
+                await self.server.reload(self.keyring.members())
+            except XnaiError:  # the server does not take them: all stays as it was
+                self._put_back(chosen, seeds)
+                raise
+            for member in chosen:
+                new_member = self.keyring.find(member.name)
+                assert new_member is not None
+                self.keyring.put(_with(new_member, keys=new_member.keys[-1:]))
+            await self.server.reload(self.keyring.members())
+            return [member.name for member in chosen]
+
+    def _put_back(self, members: list[Member], seeds: dict[str, bytes]) -> None:
+        for member in members:
+            write_secret(self.keyring.key(member.name).file, seeds[member.name].decode())
+        self.keyring.put(*members)
+
+    async def _apply(self, before: list[Member]) -> None:
+        now = self.keyring.members()
+        if now != before:
+            await self.server.reload(now)
+
+
+def _with(member: Member, **changes: object) -> Member:
+    return msgspec.structs.replace(member, **changes)

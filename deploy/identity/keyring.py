@@ -1,0 +1,125 @@
+"""The keys of a stack, `.xnai/keys/`: a seed for each member that lives here, and the list of all members."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from xnai.bus.keys import SUFFIX, Key, make_key
+from xnai.bus.permissions import Identity, Kind
+from xnai.bus.secrets import write_secret
+from xnai.protocol.errors import InvalidSettings
+from xnai.protocol.names import SYSTEM
+
+FOLDER = "keys"
+_LIST = "members.json"
+
+
+class Member(Identity, frozen=True, kw_only=True, omit_defaults=True):
+    """A member as the list has it. `by_settings`: it is there because `xnai.toml` names it."""
+
+    by_settings: bool = False
+
+
+_read_list = msgspec.json.Decoder(list[Member]).decode
+
+
+class Keyring:
+    """The members of one stack; `machine` is what this one is called among those that share a broker."""
+
+    def __init__(self, stack: Path, machine: str) -> None:
+        self.folder, self.machine = stack / FOLDER, machine
+
+    def key(self, name: str) -> Key:
+        """The key of a member that lives here."""
+        return Key(self.folder / f"{name}{SUFFIX}")
+
+    def members(self) -> list[Member]:
+        """Everybody whom the broker is to know.
+
+        Raises:
+            InvalidSettings: the list cannot be read.
+        """
+        file = self.folder / _LIST
+        try:
+            return _read_list(file.read_bytes())
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"{file} cannot be read: {error}.") from error
+
+    def find(self, name: str, machine: str | None = None) -> Member | None:
+        """A member by its name, and its machine: ours where nothing is said."""
+        wanted = name, machine or self.machine
+        return next((each for each in self.members() if (each.name, each.machine) == wanted), None)
+
+    def kind_of(self, name: str) -> Kind | None:
+        """What holders of a name are, on whatever machine."""
+        return next((each.kind for each in self.members() if each.name == name), None)
+
+    def put(self, *members: Member) -> None:
+        """Write these into the list, in the place of those with their name and machine."""
+        table = {(each.name, each.machine): each for each in self.members()}
+        table |= {(each.name, each.machine): each for each in members}
+        self._write(list(table.values()))
+
+    def remove(self, *members: Member) -> None:
+        """Take these from the list; the seeds of those that live here are deleted."""
+        gone = {(each.name, each.machine) for each in members}
+        self._write([each for each in self.members() if (each.name, each.machine) not in gone])
+        for member in members:
+            if member.machine == self.machine:
+                self.key(member.name).file.unlink(missing_ok=True)
+
+    def make(self, name: str) -> str:
+        """A new seed for a member that lives here, in the place of its old one; the public half of it."""
+        self._make_folder()
+        return make_key(self.key(name).file).public
+
+    def ensure(
+        self, name: str, kind: Kind, *, roles: tuple[str, ...] = (), by_settings: bool = False
+    ) -> Member:
+        """A member that lives here, as it is or new, with a key that can be used."""
+        known = self.find(name)
+        has_seed = self.key(name).file.exists()
+        keys = known.keys if known and has_seed else (self.key(name).public if has_seed else self.make(name),)
+        member = Member(
+            name=name,
+            kind=kind,
+            roles=roles or (known.roles if known else ()),
+            keys=keys,
+            machine=self.machine,
+            by_settings=by_settings,
+        )
+        if member != known:
+            self.put(member)
+        return member
+
+    def ensure_all(self, *, agents: list[str], people: list[str]) -> None:
+        """The members that a stack has from its start: the keeper, the supervisor, its people, its agents.
+
+        Agents that the settings named once, and name no more, are members no more.
+        """
+        self.ensure(SYSTEM, Kind.SYSTEM)
+        self.ensure(self.machine, Kind.SUPERVISOR, roles=("supervisor",))
+        for name in dict.fromkeys(people):
+            self.ensure(name, Kind.PERSON)
+        for name in agents:
+            self.ensure(name, Kind.AGENT, by_settings=True)
+        old = [
+            each
+            for each in self.members()
+            if each.by_settings and each.machine == self.machine and each.name not in agents
+        ]
+        if old:
+            self.remove(*old)
+
+    def _write(self, members: list[Member]) -> None:
+        self._make_folder()
+        text = msgspec.json.format(msgspec.json.encode(sorted(members, key=lambda each: each.name)))
+        write_secret(self.folder / _LIST, text.decode())
+
+    def _make_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
