@@ -293,7 +293,9 @@ class Worker:
         """What cannot be healed while the link is there ends this process, for a supervisor to see."""
         hopeless_since = math.inf
         while True:
-            await anyio.sleep(_HOPELESS / 6)
+            await anyio.sleep(_HOPELESS / 12)
+            if refusal := self.bus.transport.silence:
+                raise refusal
             lost = self._puller.lost if self.bus.transport.connected and not self.leaving else None
             now = time.monotonic()
             hopeless_since = min(hopeless_since, now) if lost else math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,11 +16,19 @@ _SCHEMES, _PORT = ("nats", "tls"), 4222
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """What the broker wants to see: a token, or the file of a key. `ca` holds who vouches for it."""
+    """What the broker wants to see, and how it is known itself.
+
+    Attributes:
+        token: that it wants; or
+        key: the file of ours.
+        ca: a file with who vouches for it, otherwise those whom the system trusts.
+        server_name: that its certificate has, where it is not that of its address.
+    """
 
     token: str | None = None
     key: Path | None = None
     ca: Path | None = None
+    server_name: str | None = None
 
 
 NOTHING = Access()
@@ -62,7 +71,13 @@ def inbox_of(name: str) -> str:
 
 def tls(ca: Path | None) -> ssl.SSLContext:
     """Trust in whoever `ca` vouches for, and without it in those whom the system trusts."""
+    logging.getLogger("asyncio").addFilter(_says_more)
     try:
         return ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
         raise NotAllowed(f"The certificate {ca} cannot be used: {error}.") from error
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    """Not what asyncio says at the end of each TLS link that its own streams have opened."""
+    return not str(record.msg).startswith("returning true from eof_received()")

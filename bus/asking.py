@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,8 +13,16 @@ import msgspec
 from xnai.bus.background import background_tasks
 from xnai.bus.parser import Frame
 from xnai.bus.transport import NoResponders, Transport
-from xnai.protocol.errors import Busy, InvalidArgument, NotAllowed, Unavailable, XnaiError
+from xnai.protocol.errors import (
+    Busy,
+    InvalidArgument,
+    InvalidPayload,
+    NotAllowed,
+    Unavailable,
+    XnaiError,
+)
 
+log = logging.getLogger(__name__)
 _QUEUE = "keepers"  # several may run: one of them answers
 _TIMEOUT = 20.0
 _AT_ONCE = 32  # questions that are looked into; the others wait
@@ -72,7 +81,10 @@ async def answering(transport: Transport, subject: str, answer: Answer) -> Async
                     said = Reply(result=msgspec.Raw(msgspec.json.encode(result)))
                 except XnaiError as error:
                     said = Reply(error=Fault(error.code, str(error)))
-                transport.client.post(frame.reply, msgspec.json.encode(said))
+                try:
+                    transport.client.post(frame.reply, msgspec.json.encode(said))
+                except (Unavailable, InvalidPayload) as error:  # whoever asked asks again, or for less
+                    log.warning("an answer could not be sent: %s", error, extra={"subject": frame.subject})
 
         def heard(frame: Frame) -> None:
             if frame.reply:

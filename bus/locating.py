@@ -20,6 +20,8 @@ from xnai.protocol.names import SYSTEM, as_token, check_name
 
 STACK_FOLDER = ".xnai"
 ADDRESS_FILE = "bus.json"
+JOINED_FILE = "joined.json"
+"""The broker of another machine, which this stack has joined."""
 _TRY_AGAIN = 0.1
 
 
@@ -30,6 +32,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         token: that whoever connects must show; or
         key: a file with the key of whoever connects, or a folder in which each name has one.
         ca: a file with the certificate of who vouches for the broker, for `tls://`.
+        server_name: that its own certificate has, where it is not that of its address.
         pid: of the process that keeps the stack up.
     """
 
@@ -37,6 +40,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     token: str | None = None
     key: str | None = None
     ca: str | None = None
+    server_name: str | None = None
     pid: int | None = None
 
     def as_system(self) -> Address:
@@ -50,7 +54,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         key = Path(self.key) if self.key else None
         if key is not None and key.is_dir():
             key /= f"{name}{SUFFIX}"
-        return Access(token=self.token, key=key, ca=Path(self.ca) if self.ca else None)
+        ca = Path(self.ca) if self.ca else None
+        return Access(token=self.token, key=key, ca=ca, server_name=self.server_name)
 
 
 def find_bus(folder: Path) -> Address:
@@ -63,9 +68,10 @@ def find_bus(folder: Path) -> Address:
         get = os.environ.get
         return Address(url=url, token=get("XNAI_TOKEN"), key=get("XNAI_KEY"), ca=get("XNAI_CA"))
     for place in (folder, *folder.parents):
-        file = place / STACK_FOLDER / ADDRESS_FILE
-        if file.exists():
-            return read_address(file)
+        for name in (ADDRESS_FILE, JOINED_FILE):
+            file = place / STACK_FOLDER / name
+            if file.exists():
+                return read_address(file)
     raise NoBus(f"No bus is up in {folder} or above it, and XNAI_URL is not set. Start one with: xnai up")
 
 

@@ -24,6 +24,8 @@ from xnai.bus.secrets import write_secret
 from xnai.protocol.errors import InvalidSettings, NoBus, ServerTooOld
 
 OLDEST = (2, 12)
+LOOPBACK = "127.0.0.1"
+_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  # what a person may have chosen
 log = logging.getLogger(__name__)
 _START_TIMEOUT = 20.0
 _STOP_TIMEOUT = 10.0
@@ -39,7 +41,9 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How the embedded server runs.
 
     Attributes:
-        port: on loopback; 0 takes a free one.
+        host: the address at which it listens.
+        port: 0 takes a free one.
+        certificate, key: files of its own; with them it speaks TLS, and nothing else.
         token: that clients must show; None makes a new one.
         sync_interval: how long a power cut may reach back: a duration such as "100ms", or "always".
         max_payload: bytes of the largest message.
@@ -47,7 +51,10 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
         binary: path of another nats-server.
     """
 
+    host: str = LOOPBACK
     port: int = 0
+    certificate: str | None = None
+    key: str | None = None
     token: str | None = None
     sync_interval: str = "100ms"
     max_payload: int = 1 << 20
@@ -75,7 +82,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        """Where those on the same machine find it."""
+        host = LOOPBACK if self.options.host in _EVERY_ADDRESS else self.options.host
+        return f"{'tls' if self.options.certificate else 'nats'}://{_bracketed(host)}:{self.port}"
 
     async def start(self) -> None:
         """Start it and return once it listens.
@@ -158,7 +167,8 @@ class Server:
         options = self.options
         return "\n".join(
             (
-                f"listen: 127.0.0.1:{self._wanted_port or -1}",
+                f"listen: {_quoted(f'{_bracketed(options.host)}:{self._wanted_port or -1}')}",
+                *self._tls(),
                 accounts(self.identities)
                 if self.identities is not None
                 else f"authorization {{ token: {_quoted(self.token)} }}",
@@ -174,6 +184,12 @@ class Server:
                 "",
             )
         )
+
+    def _tls(self) -> list[str]:
+        options = self.options
+        if options.certificate is None or options.key is None:
+            return []
+        return [f"tls {{ cert_file: {_quoted(options.certificate)}, key_file: {_quoted(options.key)} }}"]
 
     async def stop(self, *, kill: bool = False) -> None:
         """End it: with SIGTERM it finishes its writes, with `kill` (SIGKILL) it does not."""
@@ -193,6 +209,10 @@ def _words_since(log: Path, size: int) -> list[str]:
     with log.open("rb") as file:
         file.seek(size if log.stat().st_size >= size else 0)
         return file.read().decode(errors="replace").splitlines()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _quoted(text: str | Path) -> str:

@@ -120,6 +120,7 @@ class Transport:
                 url,
                 token=access.token,
                 tls=tls(access.ca) if self.address.startswith("tls:") else None,
+                tls_hostname=access.server_name,
                 name=name,
                 inbox_prefix=inbox_of(name),
                 allow_reconnect=False,

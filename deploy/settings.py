@@ -29,6 +29,7 @@ is `XNAI_<TABLE>_<KEY>`, for example `XNAI_LIMITS_LOG=2GiB`; `XNAI_URL` and `XNA
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -42,6 +43,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from xnai.bus.keeper import INTERVAL
@@ -77,11 +79,34 @@ class ServerTable(Table):
 
     url: str | None = Field(default=None, pattern=r"^(nats|tls|ws|wss)://[^/\s]+$")
     token: str | None = Field(default=None, min_length=1, repr=False)
+    host: str = Field(default=_OPTIONS.host, min_length=1)
+    tls: bool = False
+    certificate: str | None = Field(default=None, min_length=1)
+    key: str | None = Field(default=None, min_length=1)
+    ca: str | None = Field(default=None, min_length=1)
     port: int = Field(default=_OPTIONS.port, ge=0, le=65_535)
     sync_interval: str = Field(default=_OPTIONS.sync_interval, pattern=r"^(always|\d+(ms|s|m))$")
     max_payload: Size = _OPTIONS.max_payload
     max_file_store: Size | None = None
     binary: str | None = None
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> ServerTable:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both, or neither")
+        return self
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether our own server is to: where others can reach it, it must."""
+        return self.tls or self.certificate is not None or not _is_loopback(self.host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class LimitsTable(Table):

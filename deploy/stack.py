@@ -18,7 +18,7 @@ import anyio
 import msgspec
 
 from xnai.bus import Server, ServerOptions, open_server
-from xnai.bus.locating import ADDRESS_FILE, Address
+from xnai.bus.locating import ADDRESS_FILE, JOINED_FILE, Address, read_address
 from xnai.bus.permissions import Identity
 from xnai.bus.secrets import write_secret
 from xnai.protocol.errors import XnaiError
@@ -69,6 +69,11 @@ class Stack:
             return msgspec.json.decode((self.folder / _SUPERVISOR_FILE).read_bytes(), type=Supervision)
         except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
             return None
+
+    def joined(self) -> Address | None:
+        """The broker of another machine, where this stack has joined one."""
+        file = self.folder / JOINED_FILE
+        return read_address(file) if file.exists() else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

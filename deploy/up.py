@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
 
-from xnai.bus import Server, ServerOptions, open_bus
+from xnai.bus import Bus, open_bus
 from xnai.bus.background import background_tasks
 from xnai.bus.keeper import keep
 from xnai.bus.keeper_service import KeeperService
-from xnai.bus.locating import Address, login_name, sender_name
+from xnai.bus.locating import Address
 from xnai.bus.streams import declare_shared
+from xnai.deploy.broker import Broker, open_broker
 from xnai.deploy.console import Console
 from xnai.deploy.identity.admitting import admitting
-from xnai.deploy.identity.door import Door
-from xnai.deploy.identity.keyring import Keyring
 from xnai.deploy.logs import log_to
 from xnai.deploy.notify import keep_notifying, notify
 from xnai.deploy.output import say, show
@@ -35,7 +33,6 @@ from xnai.deploy.supervisor.group import label_of
 from xnai.deploy.supervisor.logfiles import FOLDER, LogFiles
 
 _KEEPER = "keeper"
-_SERVER_DELAY = 1.0
 
 
 class Up:
@@ -84,9 +81,9 @@ class Up:
         async with background_tasks() as tasks:
             await tasks.start(self._listen)
             with self._leave:
-                async with self._broker() as (address, door):
-                    with self._stack.announced(address):
-                        await self._serve(address, door)
+                async with open_broker(self._stack, self._settings, self._name, self._console.say) as broker:
+                    with self._stack.announced(broker.address):
+                        await self._serve(broker)
         if self._fleet and (given_up := [name for name, each in self._fleet.groups.items() if each.given_up]):
             self._console.say(f"given up: {', '.join(given_up)}")
             return Status.FAILURE
@@ -104,47 +101,21 @@ class Up:
                 else:
                     self._go_down(f"{signal.strsignal(number)}: stopping; once more kills")
 
-    @asynccontextmanager
-    async def _broker(self) -> AsyncIterator[tuple[Address, Door | None]]:
-        """The outside broker of the settings, otherwise our own with its door, started again when it dies."""
-        table = self._settings.server
-        if table.url is not None:
-            yield Address(url=table.url, token=table.token, pid=os.getpid()), None
-            return
-        keyring = Keyring(self._stack.folder, self._name)
-        keyring.ensure_all(agents=list(self._settings.agents), people=[login_name(), sender_name(None)])
-        options = ServerOptions(**table.model_dump(exclude={"url"}))
-        async with (
-            self._stack.server(options, keyring.members()) as server,
-            background_tasks() as tasks,
-        ):
-            tasks.start_soon(self._restart, server)
-            self._console.say(f"nats-server listens at {server.url}, its data is in {server.folder}")
-            address = Address(url=server.url, key=str(keyring.folder), pid=os.getpid())
-            yield address, Door(keyring, server)
-
-    async def _restart(self, server: Server) -> None:
-        while (process := server.process) is not None:
-            status = await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-            self._console.say(f"nats-server ended with status {status}; starts again in {_SERVER_DELAY:g} s")
-            await anyio.sleep(_SERVER_DELAY)
-            await server.start()
-
-    async def _serve(self, address: Address, door: Door | None) -> None:
+    async def _serve(self, broker: Broker) -> None:
         """Start the agents, answer for them, keep the bus in order, until cancelled."""
-        keeper, limits = self._settings.keeper, self._settings.limits.limits()
-        fleet = self._fleet = Fleet(
-            self._read, folder=self._stack.folder, address=address, console=self._console, door=door
-        )
+        address, limits = broker.address, self._settings.limits.limits()
         async with AsyncExitStack() as stack:
-            kept = await stack.enter_async_context(open_bus(address.as_system(), name=_KEEPER))
-            await declare_shared(kept.api, limits)
-            await stack.enter_async_context(KeeperService(kept.transport, limits).open())
-            if door is not None:
-                await stack.enter_async_context(admitting(kept.transport, door))
+            tasks = await stack.enter_async_context(background_tasks())
+            if not broker.is_elsewhere:
+                tasks.start_soon(self._keep, await self._open_keeper(stack, broker))
             bus = await stack.enter_async_context(open_bus(address, name=self._name))
-            for served in (self._name, ROLE):
-                await kept.declare(served, small(limits))
+            fleet = self._fleet = Fleet(
+                self._read,
+                folder=self._stack.folder,
+                address=address,
+                console=self._console,
+                door=broker.door(bus),
+            )
             await stack.enter_async_context(
                 open_supervisor(
                     fleet,
@@ -158,7 +129,6 @@ class Up:
             await stack.enter_async_context(fleet.open(bus))
             stack.enter_context(self._stack.supervised_by(self._name))
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            tasks.start_soon(lambda: keep(kept, interval=keeper.interval, kept=keeper.kept))
             if self._watched:
                 from xnai.deploy.supervisor.watching import watch  # reading sources takes memory
 
@@ -171,6 +141,22 @@ class Up:
             notify("READY=1")
             await keep_notifying(lambda: True)  # which it does as long as our loop turns
             await anyio.sleep_forever()
+
+    async def _open_keeper(self, stack: AsyncExitStack, broker: Broker) -> Bus:
+        """The bus of the keeper, which answers on it, and lets in who is to be let in."""
+        limits = self._settings.limits.limits()
+        bus = await stack.enter_async_context(open_bus(broker.address.as_system(), name=_KEEPER))
+        await declare_shared(bus.api, limits)
+        await stack.enter_async_context(KeeperService(bus.transport, limits).open())
+        if broker.own_door is not None:
+            await stack.enter_async_context(admitting(bus.transport, broker.own_door, broker.address))
+        for served in (self._name, ROLE):
+            await bus.declare(served, small(limits))
+        return bus
+
+    async def _keep(self, bus: Bus) -> None:
+        table = self._settings.keeper
+        await keep(bus, interval=table.interval, kept=table.kept)
 
     def _go_down(self, why: str) -> None:
         self._console.say(why)

@@ -3,64 +3,152 @@
 from __future__ import annotations
 
 import logging
+import secrets
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
+import anyio
 import msgspec
+from anyio.abc import TaskGroup
 
 from xnai.bus.asking import answering
+from xnai.bus.background import background_tasks
+from xnai.bus.locating import Address
 from xnai.bus.permissions import Kind
 from xnai.bus.transport import Transport
-from xnai.deploy.identity.door import Door
+from xnai.deploy.identity.door import OwnDoor
 from xnai.deploy.identity.keyring import Member
-from xnai.deploy.identity.orders import Admit, Question, Revoke, Rotate, read_question
+from xnai.deploy.identity.orders import (
+    Admit,
+    Everybody,
+    ForgetKey,
+    Invitation,
+    Invite,
+    Revoke,
+    Rotate,
+    read_join,
+    read_question,
+)
 from xnai.protocol import subjects
 from xnai.protocol.errors import InvalidArgument, NotAllowed
 
 log = logging.getLogger(__name__)
 _MAY_COME = (Kind.AGENT, Kind.PERSON)
+_FAREWELL = 1.0  # seconds in which an answer is heard that ends the asker's own link
 
 
 @asynccontextmanager
-async def admitting(transport: Transport, door: Door) -> AsyncIterator[None]:
-    """Answer while the context is open."""
-
-    async def answer(tokens: list[str], question: bytes) -> list[Member]:
-        asker = tokens[-1]
-        try:
-            return await _answer(door, asker, read_question(question))
-        except msgspec.MsgspecError as error:
-            raise InvalidArgument(f"This is no question about members: {error}.") from error
-
-    async with answering(transport, subjects.administering("*"), answer):
+async def admitting(transport: Transport, door: OwnDoor, at: Address) -> AsyncIterator[None]:
+    """Answer while the context is open; `at` is where our broker is."""
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(background_tasks())
+        desk = _Desk(door, at, tasks)
+        tasks.start_soon(desk.see_guests_off)
+        answers = {subjects.administering("*"): desk.answer, subjects.joining("*"): desk.join}
+        for subject, answer in answers.items():
+            await stack.enter_async_context(answering(transport, subject, answer))
         yield
 
 
-async def _answer(door: Door, asker: str, question: Question) -> list[Member]:
-    """What changed, or everybody."""
-    kind = door.keyring.kind_of(asker)
-    if isinstance(question, Admit):
-        return [await _admit(door, asker, question)]
-    if kind is not Kind.PERSON:
-        raise NotAllowed(f"{asker} is no person: it may let in its own agents, and nothing else.")
-    if isinstance(question, Rotate):
-        changed = await door.rotate(question.names or None)
-        log.info("keys are new", extra={"by": asker, "of": ",".join(changed)})
-        return [member for name in changed if (member := door.keyring.find(name))]
-    if isinstance(question, Revoke):
-        log.info("a key is revoked", extra={"by": asker, "of": question.name})
-        return await door.expel(question.name, question.machine)
-    return door.keyring.members()
+class _Desk:
+    def __init__(self, door: OwnDoor, at: Address, tasks: TaskGroup) -> None:
+        self._door, self._at, self._tasks = door, at, tasks
+        self._used: set[str] = set()
+        self._guests = anyio.Event()
 
+    async def answer(self, tokens: list[str], question: bytes) -> list[Member] | Invitation:
+        """What changed, or everybody, or an invitation."""
+        asker = tokens[-1]
+        try:
+            asked = read_question(question)
+        except msgspec.MsgspecError as error:
+            raise InvalidArgument(f"This is no question about members: {error}.") from error
+        if isinstance(asked, Admit):
+            return [await self._admit(asker, asked)]
+        if isinstance(asked, ForgetKey):
+            self._check_place(asker, asked.machine)
+            await self._door.forget_key(asked.name, asked.machine, asked.key)
+            return []
+        if isinstance(asked, Revoke) and asked.machine == asker:
+            return await self._door.expel(asked.name, asker)
+        if self._door.keyring.kind_of(asker) is not Kind.PERSON:
+            raise NotAllowed(f"{asker} is no person: it may let in what lives with it, and nothing else.")
+        return await self._answer_person(asker, asked)
 
-async def _admit(door: Door, asker: str, who: Admit) -> Member:
-    if who.kind not in _MAY_COME:
-        raise NotAllowed(f"A {who.kind} cannot be let in like this.")
-    machine = who.machine or door.keyring.machine
-    if door.keyring.kind_of(asker) is Kind.SUPERVISOR and machine != asker:
-        raise NotAllowed(f"{asker} may let in what lives with it, and nothing else.")
-    known = door.keyring.find(who.name, machine)
-    if known and known.kind is who.kind and known.roles == who.roles and who.key in known.keys:
-        return known
-    log.info("somebody is let in", extra={"by": asker, "who": who.name, "kind": who.kind})
-    return await door.admit(who.name, who.kind, roles=who.roles, key=who.key, machine=machine)
+    async def _answer_person(
+        self, asker: str, asked: Rotate | Revoke | Invite | Everybody
+    ) -> list[Member] | Invitation:
+        keyring = self._door.keyring
+        if isinstance(asked, Rotate):
+            changed = await self._door.rotate(asked.names or None)
+            self._tasks.start_soon(self._forget_old, changed)
+            log.info("keys are new", extra={"by": asker, "of": ",".join(changed)})
+            return [member for name in changed if (member := keyring.find(name))]
+        if isinstance(asked, Revoke):
+            log.info("a key is revoked", extra={"by": asker, "of": asked.name})
+            return await self._door.expel(asked.name, asked.machine)
+        if isinstance(asked, Invite):
+            log.info("a machine is invited", extra={"by": asker})
+            return await self._invite(asked)
+        return keyring.members()
+
+    async def _admit(self, asker: str, who: Admit) -> Member:
+        machine = who.machine or self._door.keyring.machine
+        self._check_place(asker, machine)
+        known = self._door.keyring.find(who.name, machine)
+        if who.kind not in _MAY_COME and not (who.kind is Kind.SUPERVISOR and known):
+            raise NotAllowed(f"A {who.kind} cannot be let in like this.")
+        if known and (known.kind, known.roles) == (who.kind, who.roles) and who.key in known.keys:
+            return known
+        log.info("somebody is let in", extra={"by": asker, "who": who.name, "kind": who.kind})
+        return await self._door.admit(who.name, who.kind, roles=who.roles, key=who.key, machine=machine)
+
+    def _check_place(self, asker: str, machine: str) -> None:
+        """A supervisor speaks for its own machine, a person for all."""
+        if self._door.keyring.kind_of(asker) is Kind.SUPERVISOR and machine != asker:
+            raise NotAllowed(f"{asker} may let in what lives with it, and nothing else.")
+
+    async def _forget_old(self, names: list[str]) -> None:
+        """Take the old keys from members once whoever asked for that has heard that there are new ones."""
+        await anyio.sleep(_FAREWELL)
+        await self._door.forget_old_keys(names)
+
+    # Guests
+
+    async def _invite(self, asked: Invite) -> Invitation:
+        guest = f"guest-{secrets.token_hex(8)}"
+        seed = await self._door.invite(guest, time.time() + asked.seconds)
+        self._guests.set()
+        ca = Path(self._at.ca).read_text() if self._at.ca else None
+        return Invitation(url=self._at.url, ca=ca, server_name=self._at.server_name, guest=guest, seed=seed)
+
+    async def join(self, tokens: list[str], question: bytes) -> list[Member]:
+        """Let a machine in whose guest asks, once."""
+        guest = tokens[-1]
+        known = self._door.keyring.find(guest, guest)
+        if known is None or known.kind is not Kind.GUEST or known.until < time.time() or guest in self._used:
+            raise NotAllowed("This invitation was used, or is over. Ask for another one: xnai keys invite")
+        try:
+            asked = read_join(question)
+        except msgspec.MsgspecError as error:
+            raise InvalidArgument(f"This is no question to be let in: {error}.") from error
+        self._used.add(guest)
+        members = await self._door.admit_machine(asked)
+        log.info("a machine has joined", extra={"machine": asked.machine})
+        self._guests.set()  # the guest is seen off once it has its answer
+        return members
+
+    async def see_guests_off(self) -> None:
+        """Let no guest in whose invitation is used or over, until cancelled."""
+        while True:
+            await anyio.sleep(_FAREWELL)
+            guests = [each for each in self._door.keyring.members() if each.kind is Kind.GUEST]
+            now = time.time()
+            for guest in guests:
+                if guest.name in self._used or guest.until < now:
+                    await self._door.expel(guest.name)
+            if not guests:
+                self._guests = anyio.Event()
+                await self._guests.wait()

@@ -7,16 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
+import msgspec
 
 from xnai.bus.asking import ask_keeper
 from xnai.bus.keys import SUFFIX, Key, make_key
 from xnai.bus.locating import Address, find_bus, sender_name
 from xnai.bus.permissions import Kind
 from xnai.bus.transport import open_transport
-from xnai.deploy.identity.keyring import Member
-from xnai.deploy.identity.orders import Admit, Question, read_members
+from xnai.deploy.identity.keyring import Keyring, Member
+from xnai.deploy.identity.orders import (
+    Admit,
+    ForgetKey,
+    Invitation,
+    Invite,
+    Question,
+    read_invitation,
+    read_members,
+)
 from xnai.protocol import subjects
-from xnai.protocol.errors import NoBus
+from xnai.protocol.errors import InvalidArgument, NoBus
 
 _TRY_AGAIN = 0.1
 
@@ -43,9 +52,38 @@ async def introduce(
 
 async def ask(at: Address, question: Question) -> list[Member]:
     """What the keeper answers to the person that we are; raises as `open_transport` and `ask_keeper` do."""
+    return read_members(await _ask(at, question))
+
+
+async def invite(at: Address, seconds: float) -> Invitation:
+    """Let another machine ask once to be let in; raises as `ask` does."""
+    return read_invitation(await _ask(at, Invite(seconds=seconds)))
+
+
+async def rotate_joined(at: Address, keyring: Keyring, names: Sequence[str]) -> list[str]:
+    """New keys for members that live here, whose broker is elsewhere; all of them where none is named.
+
+    Raises:
+        InvalidArgument: one of the names is nobody's who lives here.
+    """
+    ours = {each.name: each for each in keyring.members() if each.machine == keyring.machine}
+    if missing := [name for name in names if name not in ours]:
+        raise InvalidArgument(f"Nobody of this stack is known as {', '.join(missing)}.")
+    for name in names or sorted(ours):
+        member, key = ours[name], keyring.key(name)
+        old, new = key.public, make_key(key.file.with_suffix(".new"))
+        roles, machine = member.roles, keyring.machine
+        await ask(at, Admit(name=name, kind=member.kind, key=new.public, roles=roles, machine=machine))
+        keyring.put(msgspec.structs.replace(member, keys=(new.public,)))
+        new.file.replace(key.file)
+        await ask(at, ForgetKey(name=name, machine=machine, key=old))
+    return list(names or sorted(ours))
+
+
+async def _ask(at: Address, question: Question) -> bytes:
     me = sender_name(None)
     async with open_transport(at.url, access=at.access(me), name=me) as transport:
-        return read_members(await ask_keeper(transport, subjects.administering(me), question))
+        return await ask_keeper(transport, subjects.administering(me), question)
 
 
 async def _find(wait: float) -> Address:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import anyio
 import msgspec
 
 from xnai.bus import Server
+from xnai.bus.keys import make_key
 from xnai.bus.permissions import Kind
 from xnai.bus.secrets import write_secret
 from xnai.deploy.identity.keyring import Keyring, Member
+from xnai.deploy.identity.orders import Join, Newcomer
 from xnai.protocol.errors import InvalidArgument, XnaiError
 from xnai.protocol.names import check_name
 
 
-class Door:
+class Door(Protocol):
+    """What a supervisor needs of whoever lets its agents in."""
+
+    @property
+    def keyring(self) -> Keyring:
+        """Those who live here, and whom else it knows."""
+
+    async def admit_agent(self, name: str) -> None:
+        """Let an agent in that the settings name."""
+
+    async def give_roles(self, name: str, roles: tuple[str, ...]) -> None:
+        """Let an agent that lives here serve these names besides its own, and no others."""
+
+    async def dismiss(self, name: str) -> None:
+        """Let an agent in no more that the settings name no more, if it is here because they did."""
+
+
+class OwnDoor:
     """Lets members in, where the broker is our own: each change is on disk first, then in the server.
 
     Attributes:
@@ -68,13 +89,53 @@ class Door:
             assert member is not None
             return member
 
-    def roles_of(self, name: str) -> tuple[str, ...]:
-        """What an agent that lives here may serve besides its name."""
-        member = self.keyring.find(name)
-        return member.roles if member else ()
+    async def admit_agent(self, name: str) -> None:
+        """As `Door`."""
+        await self.admit(name, Kind.AGENT, by_settings=True)
+
+    async def invite(self, name: str, until: float) -> str:
+        """Let somebody ask to be let in, until then, in seconds since the epoch; the seed of its key."""
+        async with self._changing:
+            key = make_key(self.keyring.folder / f".{name}")
+            seed = key.file.read_text()
+            public = key.public
+            key.file.unlink()
+            guest = Member(name=name, kind=Kind.GUEST, keys=(public,), machine=name, until=until)
+            self.keyring.put(guest)
+            await self.server.reload(self.keyring.members())
+            return seed
+
+    async def admit_machine(self, asked: Join) -> list[Member]:
+        """Let in the supervisor of another machine, its people and its agents.
+
+        Raises:
+            InvalidArgument: a name is no name, or belongs to somebody of another kind.
+        """
+        check_name(asked.machine, "machine")
+        async with self._changing:
+            before = self.keyring.members()
+            if any(each.machine == asked.machine for each in before):
+                raise InvalidArgument(f"{asked.machine} has joined already.")
+            new = [_newcomer(each, asked.machine) for each in asked.members]
+            for member in new:
+                known = self.keyring.kind_of(member.name)
+                if known not in (None, member.kind):
+                    raise InvalidArgument(f"{member.name} is a {known} already.")
+            self.keyring.put(*new)
+            await self._apply(before)
+            return new
+
+    async def forget_key(self, name: str, machine: str, key: str) -> None:
+        """Take one of several keys from a member."""
+        async with self._changing:
+            before = self.keyring.members()
+            member = self.keyring.find(name, machine)
+            if member and len(member.keys) > 1 and key in member.keys:
+                self.keyring.put(_with(member, keys=tuple(each for each in member.keys if each != key)))
+            await self._apply(before)
 
     async def dismiss(self, name: str) -> None:
-        """Let an agent in no more that the settings name no more, if it is here because they did."""
+        """As `Door`."""
         async with self._changing:
             before = self.keyring.members()
             if (member := self.keyring.find(name)) and member.by_settings:
@@ -82,11 +143,11 @@ class Door:
                 await self._apply(before)
 
     async def give_roles(self, name: str, roles: tuple[str, ...]) -> None:
-        """Let an agent serve these names besides its own, and no others."""
+        """As `Door`."""
         async with self._changing:
             before = self.keyring.members()
-            if member := self.keyring.find(name):
-                self.keyring.put(_with(member, roles=roles))
+            if self.keyring.find(name):
+                self.keyring.give_roles(name, roles)
             await self._apply(before)
 
     async def expel(self, name: str, machine: str | None = None) -> list[Member]:
@@ -109,7 +170,7 @@ class Door:
     async def rotate(self, names: list[str] | None = None) -> list[str]:
         """New keys for members that live here, all where none is named: each comes back with its new one.
 
-        For a moment the broker takes the old and the new; then links that showed an old one are cut.
+        The broker takes the old and the new until `forget_old_keys`.
 
         Raises:
             InvalidArgument: one of the names is nobody's who lives here.
@@ -130,12 +191,16 @@ class Door:
             except XnaiError:  # the server does not take them: all stays as it was
                 self._put_back(chosen, seeds)
                 raise
-            for member in chosen:
-                new_member = self.keyring.find(member.name)
-                assert new_member is not None
-                self.keyring.put(_with(new_member, keys=new_member.keys[-1:]))
-            await self.server.reload(self.keyring.members())
             return [member.name for member in chosen]
+
+    async def forget_old_keys(self, names: list[str]) -> None:
+        """Let members that live here in with their newest key only; links that showed another are cut."""
+        async with self._changing:
+            before = self.keyring.members()
+            for name in names:
+                if member := self.keyring.find(name):
+                    self.keyring.put(_with(member, keys=member.keys[-1:]))
+            await self._apply(before)
 
     def _put_back(self, members: list[Member], seeds: dict[str, bytes]) -> None:
         for member in members:
@@ -150,3 +215,14 @@ class Door:
 
 def _with(member: Member, **changes: object) -> Member:
     return msgspec.structs.replace(member, **changes)
+
+
+def _newcomer(who: Newcomer, machine: str) -> Member:
+    check_name(who.name, "member")
+    is_supervisor = who.name == machine
+    if who.kind is not Kind.SUPERVISOR and (who.kind not in (Kind.AGENT, Kind.PERSON) or is_supervisor):
+        raise InvalidArgument(f"{who.name} cannot join as a {who.kind}.")
+    if who.kind is Kind.SUPERVISOR and not is_supervisor:
+        raise InvalidArgument(f"{who.name} is not the supervisor of {machine}.")
+    roles = ("supervisor",) if is_supervisor else ()
+    return Member(name=who.name, kind=who.kind, roles=roles, keys=(who.key,), machine=machine)

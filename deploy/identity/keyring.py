@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 
 from xnai.bus.keys import SUFFIX, Key, make_key
+from xnai.bus.locating import JOINED_FILE
 from xnai.bus.permissions import Identity, Kind
 from xnai.bus.secrets import write_secret
-from xnai.protocol.errors import InvalidSettings
+from xnai.protocol.errors import InvalidArgument, InvalidSettings
 from xnai.protocol.names import SYSTEM
 
 FOLDER = "keys"
@@ -17,9 +18,15 @@ _LIST = "members.json"
 
 
 class Member(Identity, frozen=True, kw_only=True, omit_defaults=True):
-    """A member as the list has it. `by_settings`: it is there because `xnai.toml` names it."""
+    """A member as the list has it.
+
+    Attributes:
+        by_settings: it is there because `xnai.toml` names it.
+        until: seconds since the epoch at which it is a member no more; 0 for no end.
+    """
 
     by_settings: bool = False
+    until: float = 0.0
 
 
 _read_list = msgspec.json.Decoder(list[Member]).decode
@@ -30,6 +37,28 @@ class Keyring:
 
     def __init__(self, stack: Path, machine: str) -> None:
         self.folder, self.machine = stack / FOLDER, machine
+
+    @property
+    def joined(self) -> bool:
+        """Whether the broker is that of another machine."""
+        return (self.folder.parent / JOINED_FILE).exists()
+
+    def rotate(self, names: list[str]) -> list[str]:
+        """New keys for members that live here, all where none is named, while nobody uses the old ones.
+
+        Raises:
+            InvalidArgument: one of the names is nobody's who lives here; or the broker, which would have to
+                know of it, is elsewhere.
+        """
+        if self.joined:
+            raise InvalidArgument("The broker of this stack is elsewhere, and must be up for that.")
+        ours = {each.name: each for each in self.members() if each.machine == self.machine}
+        if missing := [name for name in names if name not in ours]:
+            raise InvalidArgument(f"Nobody of this stack is known as {', '.join(missing)}.")
+        chosen = names or sorted(ours)
+        for name in chosen:
+            self.put(msgspec.structs.replace(ours[name], keys=(self.make(name),)))
+        return chosen
 
     def key(self, name: str) -> Key:
         """The key of a member that lives here."""
@@ -58,6 +87,19 @@ class Keyring:
         """What holders of a name are, on whatever machine."""
         return next((each.kind for each in self.members() if each.name == name), None)
 
+    def roles_of(self, name: str) -> tuple[str, ...]:
+        """What an agent that lives here may serve besides its name."""
+        member = self.find(name)
+        return member.roles if member else ()
+
+    def give_roles(self, name: str, roles: tuple[str, ...]) -> Member:
+        """Let an agent that lives here serve these names besides its own, and no others."""
+        known = self.find(name)
+        assert known is not None
+        member = msgspec.structs.replace(known, roles=roles)
+        self.put(member)
+        return member
+
     def put(self, *members: Member) -> None:
         """Write these into the list, in the place of those with their name and machine."""
         table = {(each.name, each.machine): each for each in self.members()}
@@ -83,7 +125,7 @@ class Keyring:
         """A member that lives here, as it is or new, with a key that can be used."""
         known = self.find(name)
         has_seed = self.key(name).file.exists()
-        keys = known.keys if known and has_seed else (self.key(name).public if has_seed else self.make(name),)
+        keys = (self.key(name).public if has_seed else self.make(name),)
         member = Member(
             name=name,
             kind=kind,

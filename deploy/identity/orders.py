@@ -38,10 +38,61 @@ class Revoke(msgspec.Struct, frozen=True, tag="revoke"):
     machine: str | None = None
 
 
+class ForgetKey(msgspec.Struct, frozen=True, kw_only=True, tag="forget_key"):
+    """Take the old one of several keys from somebody."""
+
+    name: str
+    machine: str
+    key: str
+
+
+class Invite(msgspec.Struct, frozen=True, kw_only=True, tag="invite"):
+    """Let another machine ask once to be let in.
+
+    Attributes:
+        seconds: for how long it may.
+    """
+
+    seconds: float
+
+
+class Invitation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine needs to ask to be let in. It is a secret: whoever has it first is let in.
+
+    Attributes:
+        url: of the broker, as that machine finds it.
+        ca, server_name: who vouches for the broker, in the PEM form, and under what name.
+        guest, seed: as whom it may ask, and the key of that.
+    """
+
+    url: str
+    ca: str | None = None
+    server_name: str | None = None
+    guest: str
+    seed: str
+
+
+class Newcomer(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who lives on the machine that asks."""
+
+    name: str
+    kind: Kind
+    key: str
+
+
+class Join(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine asks to be let in, with its supervisor, its people and its agents."""
+
+    machine: str
+    members: list[Newcomer]
+
+
 class Everybody(msgspec.Struct, frozen=True, tag="everybody"):
     """Who is known."""
 
 
-Question: TypeAlias = Admit | Rotate | Revoke | Everybody
+Question: TypeAlias = Admit | Rotate | Revoke | ForgetKey | Invite | Everybody
 read_question = msgspec.json.Decoder(Question).decode
+read_join = msgspec.json.Decoder(Join).decode
+read_invitation = msgspec.json.Decoder(Invitation).decode
 read_members = msgspec.json.Decoder(list[Member]).decode

@@ -15,7 +15,6 @@ from anyio.abc import TaskGroup
 from xnai.bus import Bus
 from xnai.bus.background import background_tasks
 from xnai.bus.locating import Address
-from xnai.bus.permissions import Kind
 from xnai.deploy.assignment import Assignment
 from xnai.deploy.console import Console
 from xnai.deploy.identity.door import Door
@@ -199,7 +198,7 @@ class Fleet:
 
     async def _declare(self, name: str) -> None:
         if self._door is not None:
-            await self._door.admit(name, Kind.AGENT, by_settings=True)
+            await self._door.admit_agent(name)
         await self._bus.declare(name, self.settings.limits.limits())
 
     def _start(self, names: list[str]) -> None:
@@ -237,7 +236,7 @@ class Fleet:
             assignment=Assignment(
                 name=name,
                 at=self._address,
-                roles=None if self._door is None else self._door.roles_of(name),
+                roles=None if self._door is None else self._door.keyring.roles_of(name),
                 word=self._word,
                 folder=str(self._folder),
                 concurrency=table.concurrency,
