@@ -13,6 +13,7 @@ import anyio
 
 from xnai.bus import Server, ServerOptions, open_bus
 from xnai.bus.background import background_tasks
+from xnai.bus.indexing import answer_tasks
 from xnai.bus.keeper import keep
 from xnai.bus.keeper_service import KeeperService
 from xnai.bus.locating import Address, login_name, sender_name
@@ -35,6 +36,7 @@ from xnai.deploy.supervisor.group import label_of
 from xnai.deploy.supervisor.logfiles import FOLDER, LogFiles
 
 _KEEPER = "keeper"
+_INDEX = "index.db"
 _SERVER_DELAY = 1.0
 
 
@@ -140,6 +142,7 @@ class Up:
             kept = await stack.enter_async_context(open_bus(address.as_system(), name=_KEEPER))
             await declare_shared(kept.api, limits)
             await stack.enter_async_context(KeeperService(kept.transport, limits).open())
+            await stack.enter_async_context(answer_tasks(kept, self._stack.folder / _INDEX))
             if door is not None:
                 await stack.enter_async_context(admitting(kept.transport, door))
             bus = await stack.enter_async_context(open_bus(address, name=self._name))
