@@ -91,7 +91,10 @@ async def open_bus(
 
 
 class Bus:
-    """One member of the bus, known as `name`; open it with `open_bus`."""
+    """One member of the bus, known as `name`; open it with `open_bus`.
+
+    `await bus.tasks(agent=…, state=…, …)` lists the tasks that it sent: see `xnai.bus.listing.TaskList`.
+    """
 
     def __init__(self, transport: Transport, name: str, tasks: TaskGroup) -> None:
         self.name = name

@@ -38,6 +38,7 @@ from xnai.protocol.timestamps import format_timestamp, parse_timestamp
 
 _VERSION = 1
 _LONGEST_SENTENCE = 2_000
+_HIGHEST_ATTEMPT = 1 << 31  # a foreign writer may name one that SQLite cannot hold
 _SPOILT = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 # `queued` and `ended` are sequences. A row without both holds what a log says of a task that is in no queue.
@@ -252,7 +253,7 @@ def _stands(about: EventSubject, stored: Stored, status: TaskStatus, facts: Fact
         "id": about.id,
         "state": status.state,
         "updated": _time(status.timestamp, stored),
-        "attempt": facts.attempt,
+        "attempt": min(facts.attempt, _HIGHEST_ATTEMPT),
         "error": _error(error_in(status)),
     }
 

@@ -17,7 +17,7 @@ from witness import CALLER
 
 from xnai.agents import Agent, Backoff, Context, Reject
 from xnai.bus import Bus, Server, keeper
-from xnai.protocol import TaskState, Unavailable, subjects
+from xnai.protocol import TaskState, TaskStatus, TaskStatusUpdateEvent, Unavailable, subjects
 from xnai.protocol.envelope import encode
 from xnai.protocol.events import OUTCOME
 from xnai.protocol.subjects import EventSubject
@@ -348,13 +348,24 @@ async def test_bytes_that_are_no_task_and_no_outcome_hold_nothing_up(server: Ser
                 about = EventSubject("moods", bus.name, ids[0], bus.instance, "moods", OUTCOME)
                 if n == 0:
                     await bus.publisher.store(subjects.event(about), junk)
+                high = {"urn:xnai:agent-bus:v1": {"attempt": 2**63 - n, "sent": "9999-12-31T23:59:59-12:00"}}
+                status = TaskStatusUpdateEvent(
+                    task_id=ids[1],
+                    context_id=ids[1],
+                    status=TaskStatus(state=TaskState.WORKING, timestamp="0001-01-01T00:00+14:00"),
+                    metadata=high,
+                )
+                await bus.publisher.store(
+                    subjects.event(about._replace(id=ids[1], kind="status")), encode(status)
+                )
                 later = about._replace(id=f"junk{n}", kind="of-a-later-version")
                 await bus.publisher.store(subjects.event(later), junk)
             for _ in range(2):
                 said = await by_index(bus)
                 assert said.keys() == set(ids)
                 assert said[ids[0]].state is TaskState.UNSPECIFIED
-                assert said[ids[1]].state is TaskState.SUBMITTED
+                assert said[ids[1]].state is TaskState.WORKING
+                assert said[ids[2]].state is TaskState.SUBMITTED
 
 
 async def test_the_index_goes_on_over_a_restart_of_the_broker(server: Server, tmp_path: Path) -> None:
