@@ -38,6 +38,7 @@ from xnai.protocol.timestamps import format_timestamp, parse_timestamp
 
 _VERSION = 1
 _LONGEST_SENTENCE = 2_000
+_LONGEST_ID = 128
 _HIGHEST_ATTEMPT = 1 << 31  # a foreign writer may name one that SQLite cannot hold
 _SPOILT = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -237,8 +238,8 @@ def _queued(stored: Stored) -> dict[str, Any]:
     task = read_envelope(stored.data, subjects.read_task(stored.subject))
     return {
         **task.subject._asdict(),
-        "context": task.context,
-        "parent": task.parent,
+        "context": _short(task.context),
+        "parent": _short(task.parent),
         "sent": _time(task.sent, stored),
         "state": TaskState.SUBMITTED,
         "updated": format_timestamp(stored.time),
@@ -268,10 +269,10 @@ def _ended(about: EventSubject, stored: Stored) -> dict[str, Any]:
         status, facts, context = task.status, facts_of(task), task.context_id
     return {
         **_stands(about, stored, status, facts),
-        "skill": facts.skill,
-        "context": context,
-        "lane": facts.lane,
-        "parent": facts.parent or None,
+        "skill": _short(facts.skill),
+        "context": _short(context),
+        "lane": _short(facts.lane),
+        "parent": _short(facts.parent) or None,
         "sent": _time(facts.sent, stored),
         "ended": stored.sequence,
     }
@@ -285,6 +286,11 @@ def _time(said: str | None, stored: Stored) -> str:
         return format_timestamp(stored.time)
 
 
+def _short(said: str | None) -> str | None:
+    """A name or an id; what a foreign writer puts in its place is cut to the length of one."""
+    return said and said[:_LONGEST_ID]
+
+
 def _canonical(said: str | None) -> str | None:
     return None if said is None else format_timestamp(parse_timestamp(said))
 
@@ -292,9 +298,12 @@ def _canonical(said: str | None) -> str | None:
 def _error(error: ErrorInfo | None) -> str | None:
     if error is None:
         return None
-    if len(error.message) > _LONGEST_SENTENCE:
-        error = msgspec.structs.replace(error, message=f"{error.message[:_LONGEST_SENTENCE]}…")
-    return encode(error).decode()
+    message = error.message
+    if len(message) > _LONGEST_SENTENCE:
+        message = f"{message[:_LONGEST_SENTENCE]}…"
+    return encode(
+        ErrorInfo(code=error.code[:_LONGEST_ID], message=message, retryable=error.retryable)
+    ).decode()
 
 
 def _row(found: Sequence[Any]) -> TaskRow:

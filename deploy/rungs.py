@@ -63,7 +63,8 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
         sent: when it was stored; None where an outcome of a foreign writer does not say so.
         demand: who takes from its queue; None once it has ended.
         workers: the instances alive that take tasks under the name addressed.
-        below: its sub-tasks and theirs, the oldest first; None where nobody keeps an index.
+        below: its sub-tasks and theirs, the oldest first.
+        unknown: why they are not known, if they are not.
     """
 
     found: Found
@@ -71,7 +72,8 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     sent: float | None
     demand: Demand | None
     workers: list[Presence]
-    below: list[TaskRow] | None
+    below: list[TaskRow]
+    unknown: str = ""
 
     @property
     def task(self) -> Task:
@@ -90,13 +92,15 @@ async def read_story(bus: Bus, found: Found) -> Story:
         needs = await demand(bus.api, found.agent, found.queued[0].lane)
         alive = (instance.presence for instance in await read_instances(bus))
         workers = [presence for presence in alive if found.agent in presence.addresses]
+    below, unknown = await _below(bus, found.id)
     return Story(
         found=found,
         events=events,
         sent=_sent(found),
         demand=needs,
         workers=workers,
-        below=await _below(bus, found.id),
+        below=below,
+        unknown=unknown,
     )
 
 
@@ -107,12 +111,12 @@ async def _events(bus: Bus, found: Found) -> list[Timed]:
         return []
 
 
-async def _below(bus: Bus, id: str) -> list[TaskRow] | None:
+async def _below(bus: Bus, id: str) -> tuple[list[TaskRow], str]:
     try:
         page = await bus.tasks(parent=id, limit=MOST_TASKS)
-    except Unavailable:
-        return None
-    return list(reversed(page.tasks))
+    except Unavailable as error:
+        return [], str(error)
+    return list(reversed(page.tasks)), ""
 
 
 def _sent(found: Found) -> float | None:
@@ -233,7 +237,7 @@ def _running(story: Story, now: float, told: Sequence[Timed]) -> str:
     line = f"runs since {span(now - began)} in attempt {facts.attempt} ({who})"
     if not any(worker.instance == facts.instance for worker in story.workers):
         line += ", which holds no agent card now: another one gets it once the ack wait is over"
-    if still := [row for row in story.below or () if not row.state.terminal]:
+    if still := [row for row in story.below if not row.state.terminal]:
         line += f", with {len(still)} open sub-task{'s' if len(still) > 1 else ''}"
     return line
 
@@ -262,7 +266,7 @@ def _takers(story: Story) -> str:
 def below_in_order(story: Story) -> Iterator[tuple[int, TaskRow]]:
     """Its sub-tasks, each behind the one that asked for it, with how deep it stands."""
     children: dict[str | None, list[TaskRow]] = {}
-    for row in story.below or ():
+    for row in story.below:
         children.setdefault(row.parent, []).append(row)
     waiting = [(1, row) for row in reversed(children.pop(story.found.id, []))]
     while waiting:

@@ -79,72 +79,82 @@ def columns(lines: list[str], *names: str) -> list[list[str]]:
     return rows
 
 
-async def test_the_stories_of_a_stack(tmp_path: Path) -> None:
+async def test_the_stories_of_a_stack_and_its_lists(tmp_path: Path) -> None:
     stack(tmp_path)
     async with up(tmp_path) as running:
-        # One that was retried, called by a person.
-        done = await command("call", "first.moody", "7", "--id", "retried", folder=tmp_path)
-        assert done.out == "7\n"
-        lines = await task(tmp_path, "retried")
-        assert re.fullmatch(r"first\.moody retried ended: TASK_STATE_COMPLETED after .+", lines[0])
-        rows = columns(lines, "WHAT", "ATTEMPT")
-        assert (rows[0], rows[-1]) == (["stored", "-"], ["completed", "3"])
-        assert ["failed", "2"] in rows
-        assert {what for what, _ in rows[1:-1]} == {"failed", "started"}
-        failed = sum("RuntimeError: not yet (handler_error); attempt" in line for line in lines)
-        assert failed == sum(what == "failed" for what, _ in rows)
-        assert lines[-1] == "answer: 7"
-
-        # One with sub-tasks, which the agent sent and the person may see.
-        await command("call", "first.ask", "2", "--id", "parent", folder=tmp_path)
-        lines = await task(tmp_path, "parent")
-        whats = [what for (what,) in columns(lines, "WHAT")]
-        assert (whats[0], whats[-1]) == ("stored", "completed")
-        below = lines[lines.index(next(line for line in lines if line.startswith("SUB-TASK"))) + 1 : -1]
-        assert [line.split()[0] for line in below] == ["other.moody", "other.moody"]
-        assert [line.split()[2:4] for line in below] == [["completed", "3"], ["completed", "3"]]
-        assert lines[-1] == "answer: 4"
-
-        # One that nobody takes.
-        await command("send", "asleep.rest", "--id", "queued", folder=tmp_path)
-        lines = await task(tmp_path, "queued")
-        assert re.fullmatch(
-            r"asleep\.rest queued waits in the queue of asleep since .+: nobody takes tasks of asleep now",
-            lines[0],
-        )
-        assert columns(lines, "WHAT") == [["stored"]]
-        assert "its deadline is " in lines[2]
-
-        # One that runs, and is canceled then.
-        await command("send", "first.rest", "--id", "stopped", folder=tmp_path)
-        where = address(tmp_path)
-        async with open_bus(where.url, token=where.token) as bus:
-            await until_started(bus, "stopped")
-        lines = await task(tmp_path, "stopped")
-        running_now = r"first\.rest stopped runs since .+ in attempt \d \(first, instance [0-9a-f]{8}\)"
-        assert re.match(running_now, lines[0])
-        assert any("resting 2" in line for line in lines)
-        await command("cancel", "stopped", folder=tmp_path)
-        lines = await task(tmp_path, "stopped")
-        assert lines[0].startswith("first.rest stopped ended: TASK_STATE_CANCELED after ")
-        assert lines[0].endswith(", The task was canceled. (canceled)")
-        assert columns(lines, "WHAT")[-2:] == [["cancel asked"], ["canceled"]]
-        as_json = await command("task", "stopped", "--json", folder=tmp_path)
-        assert json.loads(as_json.out)["status"]["state"] == TaskState.CANCELED
-
+        await a_retried_one(tmp_path)
+        await one_with_sub_tasks(tmp_path)
+        await one_that_nobody_takes(tmp_path)
+        await one_that_runs_and_is_canceled(tmp_path)
         await lists(tmp_path)
-
-        # What the index says does not hang on the process that keeps it.
         before = await command("tasks", "--all", "--json", folder=tmp_path)
         running.process.send_signal(signal.SIGKILL)
         await running.ends()
         await until(lambda: processes_of(tmp_path) == {})
-    async with up(tmp_path):
+    async with up(tmp_path):  # what the index says does not hang on the process that kept it
         after = await command("tasks", "--all", "--json", folder=tmp_path)
         assert json.loads(after.out) == json.loads(before.out)
         (tmp_path / ".xnai" / "index.db").unlink()
         after = await command("tasks", "--all", "--json", folder=tmp_path)
         assert json.loads(after.out) == json.loads(before.out)
+
+
+async def a_retried_one(folder: Path) -> None:
+    """Called by a person."""
+    done = await command("call", "first.moody", "7", "--id", "retried", folder=folder)
+    assert done.out == "7\n"
+    lines = await task(folder, "retried")
+    assert re.fullmatch(r"first\.moody retried ended: TASK_STATE_COMPLETED after .+", lines[0])
+    rows = columns(lines, "WHAT", "ATTEMPT")
+    assert (rows[0], rows[-1]) == (["stored", "-"], ["completed", "3"])
+    assert ["failed", "2"] in rows
+    assert {what for what, _ in rows[1:-1]} == {"failed", "started"}
+    failed = sum("RuntimeError: not yet (handler_error); attempt" in line for line in lines)
+    assert failed == sum(what == "failed" for what, _ in rows)
+    assert lines[-1] == "answer: 7"
+
+
+async def one_with_sub_tasks(folder: Path) -> None:
+    """They were sent by the agent, and the person may see them."""
+    await command("call", "first.ask", "2", "--id", "parent", folder=folder)
+    lines = await task(folder, "parent")
+    whats = [what for (what,) in columns(lines, "WHAT")]
+    assert (whats[0], whats[-1]) == ("stored", "completed")
+    below = lines[lines.index(next(line for line in lines if line.startswith("SUB-TASK"))) + 1 : -1]
+    assert [line.split()[0] for line in below] == ["other.moody", "other.moody"]
+    assert [line.split()[2:4] for line in below] == [["completed", "3"], ["completed", "3"]]
+    assert lines[-1] == "answer: 4"
+
+
+async def one_that_nobody_takes(folder: Path) -> None:
+    """Its agent has no process."""
+    await command("send", "asleep.rest", "--id", "queued", folder=folder)
+    lines = await task(folder, "queued")
+    assert re.fullmatch(
+        r"asleep\.rest queued waits in the queue of asleep since .+: nobody takes tasks of asleep now",
+        lines[0],
+    )
+    assert columns(lines, "WHAT") == [["stored"]]
+    assert "its deadline is " in lines[2]
+
+
+async def one_that_runs_and_is_canceled(folder: Path) -> None:
+    """By the person."""
+    await command("send", "first.rest", "--id", "stopped", folder=folder)
+    where = address(folder)
+    async with open_bus(where.url, token=where.token) as bus:
+        await until_started(bus, "stopped")
+    lines = await task(folder, "stopped")
+    running_now = r"first\.rest stopped runs since .+ in attempt \d \(first, instance [0-9a-f]{8}\)"
+    assert re.match(running_now, lines[0])
+    assert any("resting 2" in line for line in lines)
+    await command("cancel", "stopped", folder=folder)
+    lines = await task(folder, "stopped")
+    assert lines[0].startswith("first.rest stopped ended: TASK_STATE_CANCELED after ")
+    assert lines[0].endswith(", The task was canceled. (canceled)")
+    assert columns(lines, "WHAT")[-2:] == [["cancel asked"], ["canceled"]]
+    as_json = await command("task", "stopped", "--json", folder=folder)
+    assert json.loads(as_json.out)["status"]["state"] == TaskState.CANCELED
 
 
 async def lists(folder: Path) -> None:
@@ -197,7 +207,7 @@ async def test_without_a_keeper_a_list_is_refused_and_a_story_is_told(server: Se
     done = await command("task", "one", folder=tmp_path, env=where)
     assert done.status == 0
     assert done.out.startswith("asleep.rest one waits in the queue of asleep since ")
-    assert "sub-tasks are not known here" in done.err
+    assert "sub-tasks are not known here. Nobody keeps an index" in done.err
 
 
 @pytest.mark.parametrize(

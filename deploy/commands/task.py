@@ -85,10 +85,10 @@ def _tell_below(story: Story) -> None:
     from xnai.deploy.rungs import below_in_order
     from xnai.deploy.table import table
 
-    if story.below is None:
+    if story.unknown:
         sys.stdout.flush()
-        say("Its sub-tasks are not known here: nobody keeps an index of tasks, `xnai up` does.")
-    elif story.below:
+        say(f"Its sub-tasks are not known here. {story.unknown}")
+    if story.below:
         rows = [
             (
                 f"{'  ' * (depth - 1)}{row.agent}.{row.skill}",
