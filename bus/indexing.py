@@ -17,21 +17,18 @@ import anyio
 import msgspec
 from anyio.to_thread import run_sync
 
-from xnai.bus.background import background_tasks
+from xnai.bus.asking import answering
 from xnai.bus.bus import Bus
 from xnai.bus.jetstream import Stored
-from xnai.bus.parser import Frame
 from xnai.protocol import subjects
 from xnai.protocol.envelope import decode, encode
-from xnai.protocol.errors import Busy, InvalidArgument, MalformedMessage, Unavailable, XnaiError
-from xnai.protocol.events import ErrorInfo
-from xnai.protocol.listing import TaskAnswer, TaskPage, TaskQuery, TaskRow, check_query, cursor_behind
+from xnai.protocol.errors import Unavailable
+from xnai.protocol.listing import TaskPage, TaskQuery, TaskRow, check_query, cursor_behind
 
 if TYPE_CHECKING:
     from xnai.bus.index import Index, Reach
 
 log = logging.getLogger(__name__)
-_MOST_WAITING = 100  # questions
 _AT_ONCE = 256  # messages in one transaction
 _SHARE = 2  # of what the server takes in a message: an answer stays under one in so many
 _read_query = msgspec.json.Decoder(TaskQuery)
@@ -41,10 +38,12 @@ _read_query = msgspec.json.Decoder(TaskQuery)
 async def answer_tasks(bus: Bus, file: Path) -> AsyncIterator[None]:
     """Answer whoever asks for tasks while the context is open; the index is kept in `file`."""
     service = TaskService(bus, file)
-    async with background_tasks() as tasks, bus.transport.listen(subjects.listing(), service.asked):
-        await bus.transport.flush()
-        tasks.start_soon(service.run)
-        yield
+    try:
+        async with answering(bus.transport, subjects.listing("*"), service.answer):
+            await bus.transport.flush()
+            yield
+    finally:
+        service.close()
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -87,59 +86,33 @@ class TaskService:
     def __init__(self, bus: Bus, file: Path) -> None:
         self._bus, self._file = bus, file
         self._index: Index | None = None
-        self._asked, self._questions = anyio.create_memory_object_stream[Frame](_MOST_WAITING)
+        self._answering = anyio.Lock()
 
-    def asked(self, frame: Frame) -> None:
-        """Somebody asks."""
-        try:
-            self._asked.send_nowait(frame)
-        except anyio.WouldBlock:
-            error = ErrorInfo(code=Busy.code, message="Too many ask for tasks at once.", retryable=True)
-            self._answer(frame, TaskAnswer(error=error))
+    async def answer(self, tokens: list[str], question: bytes) -> TaskPage:
+        """The page that is asked for, by whoever stands in the subject: the broker has checked that.
 
-    async def run(self) -> None:
-        """Answer until cancelled."""
-        try:
-            async for frame in self._questions:
-                self._answer(frame, await self._answer_to(frame))
-        finally:
-            if self._index is not None:
-                self._index.close()
-            self._asked.close()
-            self._questions.close()
-
-    def _answer(self, frame: Frame, answer: TaskAnswer) -> None:
-        if not frame.reply:
-            return
-        try:
-            self._bus.transport.client.post(frame.reply, encode(answer))
-        except Unavailable:  # whoever asked has lost the link as well
-            return
-
-    async def _answer_to(self, frame: Frame) -> TaskAnswer:
+        Raises:
+            MalformedMessage, InvalidArgument: what is asked cannot be.
+            Unavailable: the broker does not answer, or the file cannot be used.
+        """
         import sqlite3  # here and below: most stacks are never asked, and it takes memory
 
         from xnai.bus.index import is_spoilt, remove
 
-        asker = frame.subject.rpartition(".")[2]
-        try:
-            query = check_query(decode(_read_query, frame.data or b"{}"))
+        query = check_query(decode(_read_query, question))
+        async with self._answering:
             try:
-                return TaskAnswer(page=await self._page(asker, query))
-            except sqlite3.DatabaseError as error:
-                if not is_spoilt(error):
-                    raise
-                log.warning("the index of tasks is damaged and is made anew: %s", error)
-                self._close()
+                try:
+                    return await self._page(tokens[-1], query)
+                except sqlite3.DatabaseError as error:
+                    if not is_spoilt(error):
+                        raise
+                    log.warning("the index of tasks is damaged and is made anew: %s", error)
+                self.close()
                 remove(self._file)
-                return TaskAnswer(page=await self._page(asker, query))
-        except (sqlite3.Error, OSError) as error:
-            info = ErrorInfo(code=Unavailable.code, message=f"The index of tasks cannot be used: {error}.")
-        except (InvalidArgument, MalformedMessage) as error:
-            info = ErrorInfo(code=error.code, message=str(error))
-        except XnaiError as error:
-            info = ErrorInfo(code=error.code, message=str(error), retryable=True)
-        return TaskAnswer(error=info)
+                return await self._page(tokens[-1], query)
+            except (sqlite3.Error, OSError) as error:
+                raise Unavailable(f"The index of tasks cannot be used: {error}.") from error
 
     async def _page(self, asker: str, query: TaskQuery) -> TaskPage:
         index = await self._open()
@@ -164,13 +137,13 @@ class TaskService:
         from xnai.bus.index import Index, remove
 
         if self._index is not None and not self._index.is_there():
-            self._close()
+            self.close()
             remove(self._file)
         if self._index is None:
             self._index = await run_sync(Index, self._file)
         return self._index
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._index is not None:
             self._index.close()
             self._index = None

@@ -8,15 +8,15 @@ from typing import TypedDict, Unpack
 
 import msgspec
 
-from xnai.bus.transport import NoResponders, Transport
+from xnai.bus.asking import ask_keeper
+from xnai.bus.transport import Transport
 from xnai.protocol import subjects
 from xnai.protocol.a2a import TaskState
-from xnai.protocol.envelope import decode, encode
-from xnai.protocol.errors import InvalidArgument, Unavailable
+from xnai.protocol.envelope import decode
+from xnai.protocol.errors import InvalidArgument
 from xnai.protocol.listing import (
     MOST_TASKS,
     USUAL_TASKS,
-    TaskAnswer,
     TaskPage,
     TaskQuery,
     TaskRow,
@@ -25,7 +25,7 @@ from xnai.protocol.listing import (
 from xnai.protocol.timestamps import format_timestamp
 
 _TIMEOUT = 60.0  # seconds: the first question after a long time reads whole logs
-_read_answer = msgspec.json.Decoder(TaskAnswer)
+_read_page = msgspec.json.Decoder(TaskPage)
 
 
 class Filters(TypedDict, total=False):
@@ -63,7 +63,8 @@ class TaskList:
         Tasks that are sent meanwhile change nothing in the pages behind a cursor.
 
         Raises:
-            Unavailable: nobody keeps an index of tasks, or it does not answer.
+            Unavailable: no keeper is there (it runs inside `xnai up`), or it does not answer.
+            NotAllowed: somebody else's tasks are asked for, and the broker forbids it.
             InvalidArgument: the limit is not in 1 to 500, or `after` is no cursor.
         """
         return await self._ask(_query(limit, after, filters), everybody=filters.get("everybody", False))
@@ -81,17 +82,7 @@ class TaskList:
 
     async def _ask(self, query: TaskQuery, *, everybody: bool) -> TaskPage:
         place = subjects.listing(subjects.EVERYBODY if everybody else self._name)
-        try:
-            frame = await self._transport.request(place, encode(query), timeout=_TIMEOUT)
-        except NoResponders:
-            raise Unavailable("Nobody keeps an index of tasks on this bus: `xnai up` keeps it.") from None
-        answer = decode(_read_answer, frame.data)
-        if answer.page is not None:
-            return answer.page
-        error = answer.error
-        if error is not None and error.code == InvalidArgument.code:
-            raise InvalidArgument(error.message)
-        raise Unavailable(error.message if error else "The keeper of the index gave no answer.")
+        return decode(_read_page, await ask_keeper(self._transport, place, query, timeout=_TIMEOUT))
 
 
 def _query(limit: int, after: str | None, filters: Filters) -> TaskQuery:

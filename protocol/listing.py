@@ -70,13 +70,6 @@ class TaskQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     after: str | None = None
 
 
-class TaskAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A page, or why there is none."""
-
-    page: TaskPage | None = None
-    error: ErrorInfo | None = None
-
-
 class Place(NamedTuple):
     """A task's place in the order, newest first. It never changes, so neither does what lies behind it."""
 

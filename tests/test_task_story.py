@@ -203,11 +203,11 @@ async def test_without_a_keeper_a_list_is_refused_and_a_story_is_told(server: Se
         await bus.send("asleep.rest", id="one")
     done = await command("tasks", folder=tmp_path, env=where)
     assert (done.status, done.out) == (3, "")
-    assert done.err.startswith("error[unavailable]: Nobody keeps an index of tasks on this bus: `xnai up`")
+    assert done.err == "error[unavailable]: No keeper answers: it runs inside `xnai up`.\n"
     done = await command("task", "one", folder=tmp_path, env=where)
     assert done.status == 0
     assert done.out.startswith("asleep.rest one waits in the queue of asleep since ")
-    assert "sub-tasks are not known here. Nobody keeps an index" in done.err
+    assert "sub-tasks are not known here. No keeper answers" in done.err
 
 
 @pytest.mark.parametrize(

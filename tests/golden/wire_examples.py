@@ -11,7 +11,7 @@ from xnai.protocol import events, subjects
 from xnai.protocol.a2a import Artifact, Message, Part, Role, TaskArtifactUpdateEvent, TaskState
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.events import ErrorInfo, Facts
-from xnai.protocol.listing import TaskAnswer, TaskPage, TaskQuery, TaskRow, cursor_behind
+from xnai.protocol.listing import TaskPage, TaskQuery, TaskRow, cursor_behind
 from xnai.protocol.presence import Level, Presence, SkillFacts, with_presence
 from xnai.protocol.subjects import EventSubject, TaskSubject
 
@@ -235,15 +235,11 @@ task_row = TaskRow(
     attempt=3,
     error=error,
 )
-tasks_answer = TaskAnswer(page=TaskPage(tasks=(task_row,), next=cursor_behind(task_row)))
-tasks_refused = TaskAnswer(
-    error=ErrorInfo(code="invalid_argument", message="A page has 1 to 500 tasks, not 0.")
-)
+tasks_page = TaskPage(tasks=(task_row,), next=cursor_behind(task_row))
 
 OBJECTS: dict[str, object] = {
     "tasks_query": tasks_query,
-    "tasks_answer": tasks_answer,
-    "tasks_refused": tasks_refused,
+    "tasks_page": tasks_page,
     "envelope": envelope,
     "envelope_short": short,
     "error": {events.ERROR_KEY: error},
