@@ -22,7 +22,7 @@ from xnai.bus.bus import Bus
 from xnai.bus.jetstream import Stored
 from xnai.protocol import subjects
 from xnai.protocol.envelope import decode, encode
-from xnai.protocol.errors import Unavailable
+from xnai.protocol.errors import Unavailable, XnaiError
 from xnai.protocol.listing import TaskPage, TaskQuery, TaskRow, check_query, cursor_behind
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ class TaskService:
                 self.close()
                 remove(self._file)
                 return await self._page(tokens[-1], query)
+            except XnaiError:  # some of them are OSErrors too
+                raise
             except (sqlite3.Error, OSError) as error:
                 raise Unavailable(f"The index of tasks cannot be used: {error}.") from error
 
