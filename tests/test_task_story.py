@@ -13,11 +13,11 @@ import msgspec
 import pytest
 from indexes import index
 from joining import member, worker
-from stacks import address, write_agent, write_stack
+from stacks import visitor, write_agent, write_stack
 from terminal import PATIENCE, command, processes_of, until, up
 
 from xnai.agents import Agent, Backoff, Context
-from xnai.bus import Bus, Limits, Server, open_bus
+from xnai.bus import Bus, Limits, Server
 from xnai.bus.locating import sender_name
 from xnai.deploy.rungs import read_story, rungs, standing
 from xnai.protocol import Task, TaskState, TaskStatus, subjects
@@ -141,8 +141,7 @@ async def one_that_nobody_takes(folder: Path) -> None:
 async def one_that_runs_and_is_canceled(folder: Path) -> None:
     """By the person."""
     await command("send", "first.rest", "--id", "stopped", folder=folder)
-    where = address(folder)
-    async with open_bus(where.url, token=where.token) as bus:
+    async with visitor(folder) as bus:
         await until_started(bus, "stopped")
     lines = await task(folder, "stopped")
     running_now = r"first\.rest stopped runs since .+ in attempt \d \(first, instance [0-9a-f]{8}\)"
