@@ -72,6 +72,7 @@ class Children:
             given=given,
             depth=task.depth + 1,
             ancestors=(*task.ancestors, f"{task.agent}.{task.skill}"),
+            parent=task.id,
             traceparent=task.traceparent,
         )
 

@@ -152,9 +152,6 @@ class Conclusion:
             instance=self._bus.instance,
             attempt=run.attempt if run else 0,
             chunks=run.chunks if run else -1,
-            sender=task.sender,
-            lane=task.lane,
-            skill=task.skill,
         )
         body = outcome(task, state, at=format_timestamp(now), facts=facts, artifacts=artifacts, error=error)
         data = encode(body)

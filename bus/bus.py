@@ -19,6 +19,7 @@ from xnai.bus.ending import CANCELED, Owner, deadline_exceeded
 from xnai.bus.finding import Finder, Found, as_task
 from xnai.bus.hearing import Hearing
 from xnai.bus.jetstream import JetStream
+from xnai.bus.listing import TaskList
 from xnai.bus.locating import Address, reach, sender_name
 from xnai.bus.open_calls import OpenCall, OpenCalls
 from xnai.bus.publisher import PUBLISH_TIMEOUT, Publisher
@@ -90,7 +91,10 @@ async def open_bus(
 
 
 class Bus:
-    """One member of the bus, known as `name`; open it with `open_bus`."""
+    """One member of the bus, known as `name`; open it with `open_bus`.
+
+    `await bus.tasks(agent=…, state=…, …)` lists the tasks that it sent: see `xnai.bus.listing.TaskList`.
+    """
 
     def __init__(self, transport: Transport, name: str, tasks: TaskGroup) -> None:
         self.name = name
@@ -102,6 +106,7 @@ class Bus:
         self.hearing = Hearing(transport, name, self.instance)
         self.finder = Finder(self.api, name)
         self.owner = Owner(self.publisher, self.finder, self.blobs, name)
+        self.tasks = TaskList(transport, name)
         self.calls = OpenCalls(transport, self.api, self.hearing)
         self._tasks = tasks
         self.sender = Sender(self)

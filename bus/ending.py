@@ -71,9 +71,8 @@ class Owner:
         Raises:
             Unavailable: the broker confirmed nothing.
         """
-        facts = Facts(sender=task.sender, lane=task.lane, skill=task.skill)
         now = time.time()
-        own = outcome(task, state, at=format_timestamp(now), facts=facts, error=error)
+        own = outcome(task, state, at=format_timestamp(now), facts=Facts(), error=error)
         data = await self._blobs.fit(own, reader=task.sender, until=now + KEPT_AFTER_THE_END)
         try:
             await self._publisher.store(

@@ -117,8 +117,12 @@ class Finder:
 
     async def story(self, found: Found | Envelope, *, after: int = 0) -> list[Event]:
         """The events of a task that stand in its log beyond the sequence `after`, in order."""
+        return [event for _, event in await self.timed_story(found, after=after)]
+
+    async def timed_story(self, found: Found | Envelope, *, after: int = 0) -> list[tuple[float, Event]]:
+        """As `story`, each event with when it was stored, in seconds since the epoch."""
         stored = self._api.story(found, after=after)
-        return [event_of(event) async for event in stored if is_known(event.subject)]
+        return [(event.time, event_of(event)) async for event in stored if is_known(event.subject)]
 
 
 def is_known(subject: str) -> bool:

@@ -187,10 +187,15 @@ class JetStream:
         """As many messages under a pattern, beyond the sequence `after`, as one answer of ours may hold."""
         body = {"next_by_subj": pattern, "seq": after + 1, "batch": _BATCH, "max_bytes": _PAGE}
         found, more = await self._batch(hand_out(stream), body)
-        return Page(messages=found, more=more)
+        return Page(messages=found, more=more > 0)
 
-    async def _batch(self, subject: str, body: object) -> tuple[list[Stored], bool]:
-        """The messages of one batch read, and whether more wait behind them."""
+    async def first(self, stream: str, subject: str) -> tuple[Stored | None, int]:
+        """The first message under a pattern, and how many more there are behind it."""
+        found, more = await self._batch(hand_out(stream), {"next_by_subj": subject, "seq": 1, "batch": 1})
+        return (found[0] if found else None), more
+
+    async def _batch(self, subject: str, body: object) -> tuple[list[Stored], int]:
+        """The messages of one batch read, and how many wait behind them."""
         found: list[Stored] = []
         ended: asyncio.Future[Frame] = new_future()
 
@@ -216,7 +221,7 @@ class JetStream:
             raise NoResponders(f"Nobody answers {subject}.")
         if end.status not in (204, 404):
             raise Unavailable(f"The broker did not answer {subject}: status {end.status}.")
-        return found, end.status == 204 and end.header("Nats-Num-Pending") not in ("", "0")
+        return found, int(end.header("Nats-Num-Pending") or 0) if end.status == 204 else 0
 
 
 def hand_out(stream: str) -> str:

@@ -23,6 +23,7 @@ from xnai.bus.parser import Frame
 from xnai.bus.transport import Transport
 from xnai.protocol import subjects
 from xnai.protocol.errors import Unavailable, XnaiError
+from xnai.protocol.names import LANES, check_lane
 from xnai.protocol.subjects import TaskSubject
 
 log = logging.getLogger(__name__)
@@ -297,7 +298,27 @@ class Puller:
             self._look.set()
 
 
-async def waiting_pulls(api: JetStream, agent: str, lanes: Sequence[str]) -> int:
-    """How many pulls are open on the queue of an agent: none means that nobody works for it now."""
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """Who takes from a queue, as the broker sees it.
+
+    Attributes:
+        pulls: open on all lanes; without one nobody works for it now, or has no slot free.
+        handed_out: the sequence up to which one lane was handed out, at least once.
+        waiting: tasks of that lane that were not.
+    """
+
+    pulls: int
+    handed_out: int
+    waiting: int
+
+
+async def demand(api: JetStream, agent: str, lane: str) -> Demand:
+    """Who takes from the queue of an agent, and how far one of its lanes is handed out."""
     stream = subjects.task_stream(agent)
-    return sum([(await api.ask(f"CONSUMER.INFO.{stream}.{lane}"))["num_waiting"] for lane in lanes])
+    lanes = {each: await api.ask(f"CONSUMER.INFO.{stream}.{each}") for each in LANES}
+    own = lanes[check_lane(lane)]
+    return Demand(
+        pulls=sum(info["num_waiting"] for info in lanes.values()),
+        handed_out=own["delivered"]["stream_seq"],
+        waiting=own["num_pending"],
+    )

@@ -38,7 +38,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         given: whether the caller chose the id, so that the task may exist already.
         anywhere: whether another agent will do as well, so that a task that exists there is the same one.
         deadline: seconds since the epoch.
-        depth, ancestors, traceparent: inherited from the task that is being worked on, if one is.
+        depth, ancestors, parent, traceparent: inherited from the task that is being worked on, if one is.
     """
 
     agent: str
@@ -53,6 +53,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float
     depth: int = 0
     ancestors: tuple[str, ...] = ()
+    parent: str | None = None
     traceparent: str | None = None
 
 
@@ -148,6 +149,7 @@ class Sender:
             deadline=format_timestamp(order.deadline),
             depth=order.depth,
             ancestors=order.ancestors,
+            parent=order.parent,
             traceparent=order.traceparent,
             message=said,
         )

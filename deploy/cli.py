@@ -20,7 +20,7 @@ from xnai.protocol.errors import XnaiError
 
 COMMANDS = (
     *("up", "down", "ps", "logs", "restart", "scale", "run", "agents"),
-    *("call", "send", "task", "cancel", "watch", "ingest", "ask"),
+    *("call", "send", "tasks", "task", "cancel", "watch", "ingest", "ask"),
     *("keys", "join", "init", "doctor", "completion"),
 )
 _PACKAGE = "xnai.deploy.commands"

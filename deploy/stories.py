@@ -35,11 +35,17 @@ def state_in_words(task: Task) -> str:
 
 
 def _said(status: TaskStatus) -> str:
+    said = error_in_words(status)
+    return f": {said}" if said else ""
+
+
+def error_in_words(status: TaskStatus) -> str:
+    """What a status says, and the code of its error."""
     if status.message is None:
         return ""
     error = error_in(status)
     text = " ".join(text_of(part) for part in status.message.parts)
-    return f": {text} ({error.code})" if error else f": {text}"
+    return f"{text} ({error.code})" if error else text
 
 
 def text_of(part: Part) -> str:

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: "1GiB", "100ms", "7d"."""
+"""Sizes and durations as people write them ("1GiB", "100ms", "7d") and read them."""
 
 from __future__ import annotations
 
@@ -44,3 +44,19 @@ def _read(said: object, units: dict[str, float]) -> float | None:
     found = _QUANTITY(said) if isinstance(said, str) else None
     factor = units.get(found[2].lower()) if found else None
     return None if found is None or factor is None else float(found[1]) * factor
+
+
+def short_span(seconds: float) -> str:
+    """A time in its largest unit, for tables: `45s`, `12m`, `3h`, `9d`."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(int(seconds), 0)}s"
+
+
+def span(seconds: float) -> str:
+    """A time in words, with what matters of it: `0.25 s`, `12 s`, `3 min`, `5 h`, `9 d`."""
+    for unit, size, from_ in (("d", 86_400, 172_800), ("h", 3_600, 7_200), ("min", 60, 120)):
+        if seconds >= from_:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s" if seconds >= 10 else f"{max(seconds, 0.0):.2g} s"

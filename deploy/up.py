@@ -12,6 +12,7 @@ import anyio
 
 from xnai.bus import Bus, open_bus
 from xnai.bus.background import background_tasks
+from xnai.bus.indexing import answer_tasks
 from xnai.bus.keeper import keep
 from xnai.bus.keeper_service import KeeperService
 from xnai.bus.locating import Address
@@ -33,6 +34,7 @@ from xnai.deploy.supervisor.group import label_of
 from xnai.deploy.supervisor.logfiles import FOLDER, LogFiles
 
 _KEEPER = "keeper"
+_INDEX = "index.db"
 
 
 class Up:
@@ -148,6 +150,7 @@ class Up:
         bus = await stack.enter_async_context(open_bus(broker.address.as_system(), name=_KEEPER))
         await declare_shared(bus.api, limits)
         await stack.enter_async_context(KeeperService(bus.transport, limits).open())
+        await stack.enter_async_context(answer_tasks(bus, self._stack.folder / _INDEX))
         if broker.own_door is not None:
             await stack.enter_async_context(admitting(bus.transport, broker.own_door, broker.address))
         for served in (self._name, ROLE):

@@ -42,6 +42,7 @@ from xnai.protocol.errors import (
     XnaiError,
 )
 from xnai.protocol.events import Event, Facts
+from xnai.protocol.listing import TaskPage, TaskRow
 
 __all__ = [
     "AgentCapabilities",
@@ -78,7 +79,9 @@ __all__ = [
     "TaskCanceled",
     "TaskFailed",
     "TaskNotCancelable",
+    "TaskPage",
     "TaskRejected",
+    "TaskRow",
     "TaskState",
     "TaskStatus",
     "TaskStatusUpdateEvent",

@@ -24,6 +24,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
         sent, deadline: ISO 8601 UTC.
         max_attempts: how often to try, at most; None leaves it to the skill.
         depth, ancestors: how many tasks stand above this one, and which (`agent.skill`), outermost first.
+        parent: id of the task whose handler asked for this one.
         traceparent: W3C trace context.
         message: the request itself.
     """
@@ -41,6 +42,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     max_attempts: int | None = None
     depth: int = 0
     ancestors: tuple[str, ...] = ()
+    parent: str | None = None
     traceparent: str | None = None
     message: Message
 

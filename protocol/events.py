@@ -63,7 +63,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     Attributes:
         attempt: the number of the attempt that wrote the event; 0 where none did.
         agent, instance: who wrote it, and which of its processes.
-        sender, lane, skill: of the task, in its outcome.
+        sender, lane, skill, sent, parent: of the task, in its outcome.
         index: number of the first chunk in an artifact event, counted from 0 per attempt.
         delay: seconds until the next attempt, in `failed`.
         chunks: how many chunks a stream had, in its outcome; -1 where nothing was streamed.
@@ -75,6 +75,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     sender: str = ""
     lane: str = ""
     skill: str = ""
+    sent: str = ""
+    parent: str = ""
     index: int = 0
     delay: float = 0.0
     chunks: int = -1
@@ -173,7 +175,18 @@ def outcome(
     artifacts: tuple[Artifact, ...] = (),
     error: ErrorInfo | None = None,
 ) -> Task:
-    """The one terminal event of a task: an A2A Task with the request as its history."""
+    """The one terminal event of a task: an A2A Task with the request as its history.
+
+    To `facts`, which are its writer's, come those of the task, whose envelope leaves the queue with it.
+    """
+    facts = msgspec.structs.replace(
+        facts,
+        sender=task.sender,
+        lane=task.lane,
+        skill=task.skill,
+        sent=task.sent,
+        parent=task.parent or "",
+    )
     return Task(
         id=task.id,
         context_id=task.context,

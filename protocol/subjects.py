@@ -21,6 +21,7 @@ CARD_STREAM = "XNAI_CARD"
 CARD_SUBJECTS = "xnai.v1.card.>"
 ALIVE_SUBJECTS = "xnai.v1.alive.>"
 CONTROL_SUBJECTS = "xnai.v1.agent.>"
+EVERYBODY = "-"
 
 
 class TaskSubject(NamedTuple):

@@ -20,7 +20,7 @@ from xnai.agents import Agent, Context
 from xnai.bus import Bus, Server, open_bus
 from xnai.bus.finding import event_of
 from xnai.bus.jetstream import Stored
-from xnai.bus.pull import waiting_pulls
+from xnai.bus.pull import demand
 from xnai.protocol import (
     Envelope,
     Event,
@@ -176,7 +176,7 @@ async def test_no_bytes_at_all_stop_an_agent(server: Server) -> None:
             await bus.publisher.store(spelled.task(subject), bytes(body))
         await until_queue_holds(bus, "maths", 0)
         assert await bus.call("maths.double", 2, int) == 4
-        assert await waiting_pulls(bus.api, "maths", LANES) > 0
+        assert (await demand(bus.api, "maths", "normal")).pulls > 0
 
 
 async def test_the_subject_beats_what_the_envelope_says(server: Server) -> None:

@@ -10,7 +10,7 @@ from joining import member, open_link, until_queue_holds, worker
 
 from xnai.agents import Agent, Context
 from xnai.bus import Bus, Limits, Server
-from xnai.bus.pull import waiting_pulls
+from xnai.bus.pull import demand
 from xnai.protocol import TaskState
 from xnai.protocol.names import LANES
 from xnai.protocol.subjects import task_stream
@@ -167,10 +167,10 @@ async def test_open_pulls_say_whether_somebody_works(server: Server) -> None:
     with anyio.fail_after(20):
         async with member(server) as bus:
             await bus.declare("mill")
-            assert await waiting_pulls(bus.api, "mill", LANES) == 0
+            assert (await demand(bus.api, "mill", "normal")).pulls == 0
             async with worker(server, mill.agent):
-                assert await waiting_pulls(bus.api, "mill", LANES) == 3
-            while await waiting_pulls(bus.api, "mill", LANES):
+                assert (await demand(bus.api, "mill", "normal")).pulls == 3
+            while (await demand(bus.api, "mill", "normal")).pulls:
                 await anyio.lowlevel.checkpoint()
 
 

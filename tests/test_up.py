@@ -226,7 +226,7 @@ async def test_a_restart_keeps_the_data_the_keys_and_the_port(tmp_path: Path) ->
     async with up(tmp_path) as stack:
         assert (address(tmp_path).url, keys()) == (before.url, seeds)
         done = await command("task", "kept", folder=tmp_path)
-        assert done.out.startswith("maths.double kept completed at ")
+        assert done.out.startswith("maths.double kept ended: TASK_STATE_COMPLETED after ")
         assert "answer: 42\n" in done.out
         assert await stack.stop() == 0
 

@@ -51,13 +51,14 @@ def print_rows(rows: list[Row], *, as_json: bool) -> None:
         show(rows, as_json=True)
         return
     from xnai.deploy.table import table
+    from xnai.deploy.units import short_span
 
     cells = [
         (
             row.name,
             row.pid,
             _toned(row.level),
-            _span(row.uptime) if row.pid else None,
+            short_span(row.uptime) if row.pid else None,
             round(row.memory_mb) if row.pid else None,
             row.done,
             row.failed,
@@ -75,11 +76,3 @@ def _toned(level: str) -> Cell:
 
     well = level in ("consuming", "progressing")
     return Cell(level, "good" if well else "bad" if level == "dead" else "warning")
-
-
-def _span(seconds: float) -> str:
-    """A time in its largest unit: `45s`, `12m`, `3h`, `9d`."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{int(seconds)}s"

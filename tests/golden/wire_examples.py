@@ -11,6 +11,7 @@ from xnai.protocol import events, subjects
 from xnai.protocol.a2a import Artifact, Message, Part, Role, TaskArtifactUpdateEvent, TaskState
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.events import ErrorInfo, Facts
+from xnai.protocol.listing import TaskPage, TaskQuery, TaskRow, cursor_behind
 from xnai.protocol.presence import Level, Presence, SkillFacts, with_presence
 from xnai.protocol.subjects import EventSubject, TaskSubject
 
@@ -38,6 +39,7 @@ envelope = Envelope(
     max_attempts=3,
     depth=2,
     ancestors=("report.write", "table.sum"),
+    parent="fQ2xUe0nTqK7yZJr1mC8dw",
     traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     message=_request,
 )
@@ -57,7 +59,6 @@ short = Envelope(
 
 error = ErrorInfo(code="handler_error", message="ValueError: no such table", retryable=True)
 facts = Facts(attempt=2, agent="maths", instance=INSTANCE)
-_final = msgspec.structs.replace(facts, sender="ada", lane="urgent", skill="double")
 _answer = Artifact(artifact_id=f"{TASK}-2", parts=(Part(data=Raw(b"42"), media_type="application/json"),))
 _chunks = Artifact(artifact_id=f"{TASK}-2", parts=(Part(text="forty-"), Part(text="two")))
 
@@ -115,7 +116,7 @@ BODIES: dict[str, tuple[str, events.Body]] = {  # name of the file: kind and bod
     "event_cancel": (events.CANCEL, _said("cancel", "no longer needed")),
     "event_outcome_completed": (
         events.OUTCOME,
-        events.outcome(envelope, TaskState.COMPLETED, at=AT, facts=_final, artifacts=(_answer,)),
+        events.outcome(envelope, TaskState.COMPLETED, at=AT, facts=facts, artifacts=(_answer,)),
     ),
     "event_outcome_streamed": (
         events.OUTCOME,
@@ -123,7 +124,7 @@ BODIES: dict[str, tuple[str, events.Body]] = {  # name of the file: kind and bod
             envelope,
             TaskState.COMPLETED,
             at=AT,
-            facts=msgspec.structs.replace(_final, chunks=2),
+            facts=msgspec.structs.replace(facts, chunks=2),
             artifacts=(_chunks,),
         ),
     ),
@@ -133,7 +134,7 @@ BODIES: dict[str, tuple[str, events.Body]] = {  # name of the file: kind and bod
             envelope,
             TaskState.FAILED,
             at=AT,
-            facts=_final,
+            facts=facts,
             error=ErrorInfo(code="exhausted", message="The last of 3 attempts failed: no such table."),
         ),
     ),
@@ -173,6 +174,14 @@ SUBJECTS: dict[str, str] = {  # function of `xnai.protocol.subjects`, and after 
     "card agent": subjects.card("maths"),
     "held_card": subjects.held_card(f"xnai.v1.alive.maths.{INSTANCE}"),
     "control": subjects.control("maths", INSTANCE),
+    "reading": subjects.reading("maths", "ada", TASK),
+    "declaring": subjects.declaring("maths"),
+    "administering": subjects.administering("ada"),
+    "joining": subjects.joining("guest"),
+    "CONTROL_SUBJECTS": subjects.CONTROL_SUBJECTS,
+    "listing": subjects.listing("ada"),
+    "listing everybody": subjects.listing(subjects.EVERYBODY),
+    "EVERYBODY": subjects.EVERYBODY,
     "CARD_STREAM": subjects.CARD_STREAM,
     "CARD_SUBJECTS": subjects.CARD_SUBJECTS,
     "ALIVE_SUBJECTS": subjects.ALIVE_SUBJECTS,
@@ -207,7 +216,35 @@ presence = Presence(
     },
 )
 
+tasks_query = TaskQuery(
+    agent="maths",
+    states=(TaskState.FAILED, TaskState.CANCELED),
+    context=CONTEXT,
+    parent="fQ2xUe0nTqK7yZJr1mC8dw",
+    since=AT,
+    before="2026-11-24T09:30:00.250Z",
+    limit=20,
+    after="WyIyMDI2LTAxLTMxVDEyOjAwOjAwLjAwMFoiLCJ4IiwibWF0aHMiLCJhZGEiXQ",
+)
+task_row = TaskRow(
+    id=TASK,
+    agent="maths",
+    skill="double",
+    sender="ada",
+    context=CONTEXT,
+    lane="urgent",
+    parent="fQ2xUe0nTqK7yZJr1mC8dw",
+    state=TaskState.FAILED,
+    sent=AT,
+    updated=AT,
+    attempt=3,
+    error=error,
+)
+tasks_page = TaskPage(tasks=(task_row,), next=cursor_behind(task_row))
+
 OBJECTS: dict[str, object] = {
+    "tasks_query": tasks_query,
+    "tasks_page": tasks_page,
     "envelope": envelope,
     "envelope_short": short,
     "error": {events.ERROR_KEY: error},
