@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import anyio
 import msgspec
 
-from benchmarks import cancelling, messages, processes, registry, tasks
+from benchmarks import cancelling, messages, permissions, processes, registry, tasks
 from benchmarks.harness import Figure, Size
 
 Benchmark = Callable[[Size], Awaitable[Figure]]
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         tasks.log_growth,
         registry.registry_lookup,
         registry.card_change,
+        permissions.permissions,
     )
 }
 

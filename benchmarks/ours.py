@@ -4,6 +4,8 @@
     python -m benchmarks.ours caller URL [TOKEN]       does what `Caller` can
     python -m benchmarks.ours listener URL [TOKEN]     counts outcomes
 
+A folder of keys may stand for the token.
+
 Each says `"ready"` first, answers every line of its input with one line of JSON, and ends with its input.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -19,6 +22,7 @@ import msgspec
 from benchmarks.agents import AGENTS, held
 from xnai.agents import serve
 from xnai.bus import Bus, open_bus
+from xnai.bus.locating import Address
 from xnai.bus.parser import Frame
 from xnai.protocol import subjects
 from xnai.protocol.events import OUTCOME
@@ -141,8 +145,11 @@ class Listener:
 
 
 async def main(*words: str) -> None:
-    role, url, *token = words
-    async with open_bus(url, token=token[0] if token else None, name=role) as bus:
+    role, url, *secret = words
+    shown = secret[0] if secret else None
+    is_known = shown is not None and Path(shown).is_dir()
+    at = Address(url=url, key=shown) if is_known else Address(url=url, token=shown)
+    async with open_bus(at, name=role) as bus:
         if role == "caller":
             await obey(Caller(bus))
         elif role == "listener":

@@ -17,7 +17,7 @@ IN_FLIGHT = 64
 _WARM_UP = 500
 
 
-def _throughput(caller: Program, size: Size) -> Measure:
+def throughput(caller: Program, size: Size) -> Measure:
     async def measure() -> float:
         return float(await caller.ask("throughput", size.tasks, IN_FLIGHT))
 
@@ -47,7 +47,7 @@ async def task_throughput(size: Size) -> Figure:
     The floor: the raw program.
     """
     async with _both() as (ours, floor):
-        pairs = await in_turns(_throughput(ours, size), _throughput(floor, size), size.slices)
+        pairs = await in_turns(throughput(ours, size), throughput(floor, size), size.slices)
     return figure("task_throughput", pairs, unit="tasks/s", bar=0.75)
 
 
@@ -89,5 +89,5 @@ async def log_growth(size: Size) -> Figure:
         assert await grown.ask("fill", size.stored) == size.stored
         for caller in (grown, empty):
             await caller.ask("throughput", _WARM_UP, IN_FLIGHT)
-        pairs = await in_turns(_throughput(grown, size), _throughput(empty, size), size.slices)
+        pairs = await in_turns(throughput(grown, size), throughput(empty, size), size.slices)
     return figure("log_growth", pairs, unit="tasks/s", bar=0.8)
