@@ -200,11 +200,11 @@ async def test_a_process_that_grows_too_large_drains_and_another_one_follows(
 ) -> None:
     source = (
         "held = []\n@agent.skill\nasync def grow() -> str:\n    import anyio\n"
-        "    held.append(bytes(100_000_000).replace(b'\\0', b'x'))\n    await anyio.sleep(1.5)\n"
+        "    held.append(bytes(335_000_000).replace(b'\\0', b'x'))\n    await anyio.sleep(1.5)\n"
         "    return 'done'\n"
     )
     write_agent(tmp_path, "own", source)
-    table = f'memory = "100MB"\nrestart = "{policy}"'
+    table = f'memory = "400MB"\nrestart = "{policy}"'
     async with up(write_stack(tmp_path, QUICK, own=table)) as stack, visitor(tmp_path) as bus:
         (before,) = processes(tmp_path, "own")
         assert await bus.call("own.grow", timeout=PATIENCE) == "done"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import anyio
 import msgspec
 
 from xnai.bus import Bus
+from xnai.deploy.supervisor.families import held
 from xnai.deploy.supervisor.orders import DEAD, WAITING, Row
 from xnai.deploy.supervisor.place import Place
 from xnai.protocol.envelope import decode
@@ -68,14 +66,16 @@ def waiting_row(name: str) -> Row:
     return Row(name=name, level=WAITING)
 
 
-def row_of(name: str, place: Place, presences: Mapping[int, Presence]) -> Row:
-    """One place, as it is now."""
+def row_of(
+    name: str, place: Place, presences: Mapping[int, Presence], members: Mapping[int, list[int]]
+) -> Row:
+    """One place, as it is now. `members` are the processes that belong to each process of ours."""
     pid = place.member.pid
     if pid is None or not place.running:
         return Row(name=name, level=DEAD, restarts=place.restarts, last_error=place.last_error)
     uptime = round(time.monotonic() - place.member.began, 1)
     said = presences.get(pid)
-    memory = round((resident(pid) or 0) / 1e6, 1)
+    memory = round(held(members.get(pid, [pid])) / 1e6, 1)
     if said is None:
         return Row(
             name=name,
@@ -99,17 +99,3 @@ def row_of(name: str, place: Place, presences: Mapping[int, Presence]) -> Row:
         restarts=place.restarts,
         last_error=said.last_error or place.last_error,
     )
-
-
-def resident(pid: int) -> int | None:
-    """Bytes of memory that a process holds; None if it has ended."""
-    if Path("/proc/self/statm").exists():
-        try:
-            pages = Path(f"/proc/{pid}/statm").read_bytes().split()[1]
-        except (OSError, IndexError):
-            return None
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-    said = subprocess.run(
-        ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return int(said) * 1024 if said.isdecimal() else None
