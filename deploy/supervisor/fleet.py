@@ -25,6 +25,7 @@ from xnai.deploy.supervisor.group import Group
 from xnai.deploy.supervisor.orders import Changes, NotReady, Row
 from xnai.deploy.supervisor.probing import Prober, row_of, waiting_row
 from xnai.deploy.supervisor.warden import Warden
+from xnai.deploy.supervisor.window import View
 from xnai.protocol.errors import InvalidArgument
 
 _COUNT_DOWN_EVERY = 1.0
@@ -113,13 +114,18 @@ class Fleet:
 
     async def rows(self, name: str | None = None) -> list[Row]:
         """The processes of all agents, or of one, as they are now."""
+        return (await self.view(name)).rows
+
+    async def view(self, name: str | None = None) -> View:
+        """The same, and whether there is a broker by way of which they could be asked."""
         groups = [self.group(name)] if name else list(self.groups.values())
         places = [place for group in groups for place in group.places]
         pids = [place.member.pid for place in places if place.running and place.member.pid is not None]
         said = await self._prober.ask(pids)
         members = families(pids)
         rows = [waiting_row(group.name) for group in groups if group.waiting]
-        return rows + [row_of(group.name, place, said, members) for group in groups for place in group.places]
+        rows += [row_of(group.name, place, said or {}, members) for group in groups for place in group.places]
+        return View(rows=rows, linked=said is not None)
 
     # Changing
 

@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 from xnai.bus import Bus
+from xnai.bus.transport import NoResponders
 from xnai.deploy.supervisor.families import held
 from xnai.deploy.supervisor.orders import DEAD, WAITING, Row
 from xnai.deploy.supervisor.place import Place
@@ -20,6 +21,7 @@ from xnai.protocol.subjects import control
 from xnai.registry import read_instances
 
 _PATIENCE = 1.0  # seconds that a process has to answer
+_PATIENCE_WITH_BROKER = 2.5
 _read_presence = msgspec.json.Decoder(Presence)
 
 
@@ -31,17 +33,35 @@ class Prober:
         self._host = socket.gethostname()
         self._instances: dict[int, tuple[str, str]] = {}
 
-    async def ask(self, pids: Sequence[int | None]) -> dict[int, Presence]:
-        """What each of these processes says of itself; one that says nothing in time is left out."""
+    async def ask(self, pids: Sequence[int]) -> dict[int, Presence] | None:
+        """What each of these processes says of itself; one that says nothing in time is left out.
+
+        Returns None where the broker does not answer, so that nobody can be asked.
+        """
         self._instances = {pid: who for pid, who in self._instances.items() if pid in pids}
+        if not await self._finds_broker():
+            return None
         if any(pid not in self._instances for pid in pids):
             await self._look_up()
         said: dict[int, Presence] = {}
         async with anyio.create_task_group() as tasks:
             for pid in pids:
-                if pid is not None and pid in self._instances:
+                if pid in self._instances:
                     tasks.start_soon(self._ask, pid, said)
         return said
+
+    async def _finds_broker(self) -> bool:
+        transport = self._bus.transport
+        if transport.connected:
+            with anyio.move_on_after(_PATIENCE_WITH_BROKER):
+                try:
+                    await transport.flush()
+                except NoResponders:
+                    return True
+                except Unavailable:
+                    return False
+                return True
+        return False
 
     async def _look_up(self) -> None:
         try:
