@@ -208,7 +208,7 @@ async def test_a_process_that_grows_too_large_drains_and_another_one_follows(
 ) -> None:
     source = (
         "held = []\n@agent.skill\nasync def grow() -> str:\n    import anyio\n"
-        "    held.append(bytes(335_000_000).replace(b'\\0', b'x'))\n    await anyio.sleep(1.5)\n"
+        "    held.append(b'x' * 335_000_000)\n    await anyio.sleep(1.5)\n"
         "    return 'done'\n"
     )
     write_agent(tmp_path, "own", source)
