@@ -47,6 +47,7 @@ class Member:
         declared: the roles that it serves, where it ended because the broker does not know of them.
         leave_by: when it is killed, on the monotonic clock; None until it is asked to leave.
         hurry: cancelled when it may not take its time to leave.
+        on_start: called when it has its pid, before it is told what to do.
     """
 
     def __init__(self, job: Job, show: Print, *, stop_timeout: float) -> None:
@@ -57,6 +58,7 @@ class Member:
         self.declared: tuple[str, ...] | None = None
         self.leave_by: float | None = None
         self.hurry = anyio.CancelScope()
+        self.on_start: Callable[[], None] = lambda: None
         self._leave = anyio.CancelScope()
         self._job, self._show, self._stop_timeout = job, show, stop_timeout
         self._said: deque[str] = deque(maxlen=_REMEMBERED)
@@ -99,6 +101,7 @@ class Member:
             self.status = _CANNOT_START
             return self.status
         self.pid = process.pid
+        self.on_start()
         return await self._attend(process)
 
     async def _attend(self, process: Process) -> int:

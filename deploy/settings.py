@@ -12,7 +12,8 @@
     concurrency = 8
     replicas = 2                  # processes
     needs = ["inference"]         # is ready before this one starts
-    memory = "512MiB"             # drained and started again when it holds more
+    memory = "512MiB"             # drained and started again when it holds nearly as much
+    cpu = 0.5                     # of a processor
     env = { TZ = "UTC" }
     settings = { digits = 12 }    # handed to the module's `configure`
 
@@ -134,6 +135,7 @@ class AgentTable(Table):
     needs: tuple[Name, ...] = ()
     restart: Literal["always", "on_failure", "never"] = "always"
     memory: Size | None = None
+    cpu: Annotated[float, Field(ge=0.01, le=1024, allow_inf_nan=False)] | None = None
     cwd: str | None = Field(default=None, min_length=1)
     nice: int | None = Field(default=None, ge=-20, le=19)
     oom_score_adj: int | None = Field(default=None, ge=-1000, le=1000)

@@ -32,6 +32,7 @@ from xnai.deploy.supervisor.detaching import let_go
 from xnai.deploy.supervisor.fleet import Fleet
 from xnai.deploy.supervisor.group import label_of
 from xnai.deploy.supervisor.logfiles import FOLDER, LogFiles
+from xnai.deploy.supervisor.window import open_window
 
 _KEEPER = "keeper"
 _INDEX = "index.db"
@@ -129,6 +130,7 @@ class Up:
                 )
             )
             await stack.enter_async_context(fleet.open(bus))
+            await stack.enter_async_context(open_window(self._stack.folder, fleet.view))
             stack.enter_context(self._stack.supervised_by(self._name))
             tasks = await stack.enter_async_context(anyio.create_task_group())
             if self._watched:

@@ -21,6 +21,7 @@ import msgspec
 import pytest
 from gguf_models import write_model
 from joining import member
+from stacks import QUICK, processes, write_agent, write_stack
 from terminal import XNAI, command, processes_of, settings, until, up
 from test_connecting import NOBODY, old_binary
 
@@ -107,7 +108,7 @@ def as_nobody() -> tuple[str, ...]:
 
 async def test_a_folder_without_a_stack_is_fine_and_stays_as_it_is(tmp_path: Path) -> None:
     found = await doctor(tmp_path)
-    for check in ("stack", "data_folder", "secrets", "port", "server", "extras"):
+    for check in ("settings", "stack", "data_folder", "secrets", "port", "server", "extras"):
         assert [each["level"] for each in found[check]] == ["fine"], check
     assert "broker" not in found
     assert os.listdir(tmp_path) == []
@@ -166,6 +167,46 @@ async def test_a_port_that_another_program_has_is_found(tmp_path: Path) -> None:
         write(tmp_path, f"[server]\nport = {port}\n")
         says(await examined(tmp_path), "port", "problem", f"Port {port} is taken")
     says(await examined(tmp_path), "port", "fine", "is free")
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[int]:
+    """A process that stands still meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_whatever_of_a_stack_is_stopped_is_named_and_nothing_else_is_blamed(tmp_path: Path) -> None:
+    write_agent(tmp_path, "own")
+    async with up(write_stack(tmp_path, own="")) as stack:
+        (broker,) = (pid for pid, words in processes_of(tmp_path).items() if "nats-server" in words)
+        (own,) = processes(tmp_path, "own")
+        for pid, check in ((stack.pid, "supervisor"), (broker, "broker"), (own, "agents")):
+            with stopped(pid):
+                found = await doctor(tmp_path)
+            problems = [each for part in found.values() for each in part if each["level"] == "problem"]
+            assert [(each["check"], each["do"]) for each in problems] == [(check, f"kill -CONT {pid}")]
+        assert await stack.stop() == 0
+
+
+async def test_agents_that_do_not_run_are_found_and_why(tmp_path: Path) -> None:
+    write_agent(tmp_path, "good")
+    write_stack(tmp_path, QUICK, good="", bad="")
+    with (tmp_path / "xnai.toml").open("a") as file:
+        file.write('[agents.later]\nmodule = "good.py"\nneeds = ["bad"]\n')
+    says(await examined(tmp_path), "modules", "problem", f"The agent bad has no file {tmp_path / 'bad.py'}.")
+    async with up(tmp_path) as stack:
+        found = await examined(tmp_path)
+        says(found, "supervisor", "fine", f"process {stack.pid}, answers")
+        says(found, "agents", "problem", "bad is dead: error[invalid_argument]: There is no file bad.py.")
+        says(found, "agents", "warning", "later waits")
+        write_stack(tmp_path, QUICK, good="")
+        assert (await command("up", folder=tmp_path)).status == 0
+        says(await examined(tmp_path), "agents", "fine", "All agents take tasks, in 1 process.")
+        assert await stack.stop() == 0
 
 
 # The broker

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from stacks import QUICK, processes, visitor, write_agent, write_stack
-from terminal import PATIENCE, Done, command, processes_of, program, until, up
+from terminal import PATIENCE, Done, command, processes_of, program, up
 
 from xnai.bus.locating import STACK_FOLDER
 from xnai.deploy.stack import Stack
@@ -132,12 +132,20 @@ async def test_a_detached_stack_that_does_not_come_up_says_why(tmp_path: Path) -
     assert processes_of(tmp_path) == {}
 
 
-async def test_ctrl_c_while_a_detached_stack_comes_up_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_while_a_detached_stack_comes_up_leaves_nothing_and_says_so(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    write_agent(tmp_path, "quick")
     write_agent(tmp_path, "own", "print('importing', flush=True)\nimport time\ntime.sleep(600)\n")
-    async with program("up", "--detach", folder=write_stack(tmp_path, own="")) as command_itself:
-        await command_itself.says("own  | importing")
-        assert await command_itself.stop(signal.SIGINT) == 130
-        await until(lambda: processes_of(tmp_path) == {})
+    stack = write_stack(tmp_path, quick="", own="")
+    async with program("up", "--detach", folder=stack) as command_itself:
+        await command_itself.says("own   | importing")
+        assert await command_itself.stop(number) == 130
+        assert processes_of(tmp_path) == {}
+    assert command_itself.out == []
+    assert command_itself.err[-1] == "The stack did not come up: it was interrupted, and all of it has ended."
+    assert Stack(tmp_path / STACK_FOLDER).holder() is None
 
 
 # Watched
@@ -200,11 +208,11 @@ async def test_a_process_that_grows_too_large_drains_and_another_one_follows(
 ) -> None:
     source = (
         "held = []\n@agent.skill\nasync def grow() -> str:\n    import anyio\n"
-        "    held.append(bytes(100_000_000).replace(b'\\0', b'x'))\n    await anyio.sleep(1.5)\n"
+        "    held.append(b'x' * 335_000_000)\n    await anyio.sleep(1.5)\n"
         "    return 'done'\n"
     )
     write_agent(tmp_path, "own", source)
-    table = f'memory = "100MB"\nrestart = "{policy}"'
+    table = f'memory = "400MB"\nrestart = "{policy}"'
     async with up(write_stack(tmp_path, QUICK, own=table)) as stack, visitor(tmp_path) as bus:
         (before,) = processes(tmp_path, "own")
         assert await bus.call("own.grow", timeout=PATIENCE) == "done"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xnai.deploy.output import show
+from xnai.deploy.output import say, show
 from xnai.deploy.statuses import Status
 
 if TYPE_CHECKING:
@@ -29,19 +29,20 @@ def add(commands: Any) -> None:
         description=(
             "Show the processes of the agents of this folder. LEVEL says how alive one is: process (it "
             "runs), link (it has its connection), consuming (it takes tasks), progressing (what it works on "
-            "keeps to its limits); or dead, or waiting for what it needs."
+            "keeps to its limits); or dead, or waiting for what it needs. The supervisor is asked directly: "
+            "it answers without the broker too."
         ),
         epilog=_EXAMPLES,
     )
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    from xnai.deploy.supervisor.asking import open_supervision
-    from xnai.deploy.supervisor.orders import Row
+    from xnai.deploy.supervisor.asking import view
 
-    async with open_supervision(Path.cwd()) as supervisor:
-        rows = await supervisor.ask("list", None, list[Row])
-    print_rows(rows, as_json=arguments.json)
+    seen = await view(Path.cwd())
+    print_rows(seen.rows, as_json=arguments.json)
+    if not seen.linked:
+        say("The broker does not answer the supervisor: what the processes say of themselves is missing.")
     return Status.DONE
 
 

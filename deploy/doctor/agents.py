@@ -31,7 +31,7 @@ def extras(case: Case) -> Iterator[Finding]:
         what = f"The agent {used[extra]} lacks {packages}."
         yield problem("extras", what, f"pip install '{_PACKAGE}[{extra}]'")
     if not missing:
-        yield fine("extras", "All packages that the agents of xnai.toml need are installed.")
+        yield fine("extras", "All packages that the agents need are installed.")
 
 
 def _requirements() -> list[str]:
@@ -47,6 +47,21 @@ def _installed(package: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def modules(case: Case) -> Iterator[Finding]:
+    """Whether the files of the agents are there; they are not run."""
+    wanted = {
+        name: case.project / place
+        for name, table in case.settings.agents.items()
+        if (place := (table.module or "").partition(":")[0]).endswith(".py") or "/" in place
+    }
+    missing = {name: path for name, path in wanted.items() if not path.is_file()}
+    for name, path in missing.items():
+        do = f"Correct agents.{name}.module in xnai.toml."
+        yield problem("modules", f"The agent {name} has no file {path}.", do)
+    if wanted and not missing:
+        yield fine("modules", "The files of all agents are there.")
 
 
 def models(case: Case) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from xnai.bus import Bus, open_bus
 from xnai.bus.locating import ADDRESS_FILE
 from xnai.bus.server import OLDEST, find_binary, version_of
 from xnai.deploy.doctor.finding import Case, Finding, fine, problem, warning
-from xnai.deploy.doctor.stack import is_up
+from xnai.deploy.doctor.stack import is_stopped, is_up, servers
 from xnai.protocol.errors import InvalidSettings, NoBus, NotAllowed, ServerTooOld, XnaiError
 from xnai.protocol.names import LANES
 from xnai.protocol.subjects import task_stream
@@ -63,9 +63,20 @@ async def connection(case: Case) -> AsyncIterator[Finding]:
     except ServerTooOld as error:
         yield problem("broker", str(error), f"Use nats-server {_NEEDED} or newer there.")
     except (XnaiError, TimeoutError) as error:
+        if table.url is None:
+            yield _silent(case)
+            return
         what = str(error) or f"The broker did not answer within {_PATIENCE:g} s."
         do = "Start the broker, or correct url in [server] of xnai.toml or XNAI_URL."
-        yield problem("broker", what, "Start the stack again: xnai up" if announced else do)
+        yield problem("broker", what, do)
+
+
+def _silent(case: Case) -> Finding:
+    """What it means that the broker of a stack that is up does not answer."""
+    if stopped := [pid for pid in servers(case) if is_stopped(case, pid)]:
+        return problem("broker", f"The broker, process {stopped[0]}, is stopped.", f"kill -CONT {stopped[0]}")
+    what = "The stack is up, and its broker does not answer."
+    return problem("broker", what, "See .xnai/server/nats-server.log; then `xnai down` and `xnai up`.")
 
 
 async def _clock(bus: Bus) -> Finding:

@@ -24,13 +24,22 @@ def is_up(folder: Path) -> bool:
     return False
 
 
+def is_stopped(case: Case, pid: int) -> bool:
+    """Whether a process is halted, by SIGSTOP or by Ctrl-Z (on Linux)."""
+    try:
+        said = (case.root / "proc" / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return said.rpartition(") ")[2][:1] == "T"
+
+
 def killed(case: Case) -> Iterator[Finding]:
     """Whether a stack went without taking its things along."""
     if is_up(case.folder):
         yield fine("stack", f"The stack in {case.project} is up.")
         return
     left = [f"its address in {case.folder / ADDRESS_FILE}"] if (case.folder / ADDRESS_FILE).exists() else []
-    left += [f"its nats-server, process {pid}" for pid in _servers(case)]
+    left += [f"its nats-server, process {pid}" for pid in servers(case)]
     if left:
         what = f"The stack in {case.project} was killed, and left {' and '.join(left)}."
         yield problem(
@@ -40,7 +49,7 @@ def killed(case: Case) -> Iterator[Finding]:
         yield fine("stack", f"No stack is up in {case.project}; `xnai up` starts it.")
 
 
-def _servers(case: Case) -> Iterator[int]:
+def servers(case: Case) -> Iterator[int]:
     """The nats-servers that still run on the data of this stack (on Linux)."""
     ours = str(case.folder / "server" / "nats-server.conf").encode()
     for file in (case.folder / "server").glob("ports/*.ports"):
@@ -60,7 +69,8 @@ def port(case: Case) -> Iterator[Finding]:
     if case.settings.server.url is not None:
         yield fine("port", "The broker is an outside one: no port is needed here.")
     elif wanted == 0:
-        yield fine("port", "The server takes a free port.")
+        has = _read(case.folder / "server" / "port") if is_up(case.folder) else ""
+        yield fine("port", f"The server has port {has}." if has else "The server takes a free port.")
     elif is_up(case.folder) and _read(case.folder / "server" / "port") == str(wanted):
         yield fine("port", f"Port {wanted} is in the hands of our server.")
     elif (error := _refusal(wanted)) is None:

@@ -12,9 +12,10 @@ import anyio
 from xnai.bus import Bus, open_bus
 from xnai.bus.locating import ADDRESS_FILE, read_address
 from xnai.deploy.folders import stack_folder
-from xnai.deploy.stack import Stack
+from xnai.deploy.stack import Stack, Supervision
 from xnai.deploy.supervisor.orders import NotReady
-from xnai.protocol.errors import InvalidArgument, InvalidSettings, NoBus, TaskRejected, XnaiError
+from xnai.deploy.supervisor.window import View, look_through
+from xnai.protocol.errors import CallTimeout, InvalidArgument, InvalidSettings, NoBus, TaskRejected, XnaiError
 
 T = TypeVar("T")
 _KINDS: dict[str, type[XnaiError]] = {kind.code: kind for kind in (NotReady, InvalidSettings)}
@@ -45,9 +46,8 @@ class Supervisor:
             raise kind(str(error)) from error
 
 
-@asynccontextmanager
-async def open_supervision(folder: Path) -> AsyncIterator[Supervisor]:
-    """The supervisor of the stack that `folder` belongs to; one that is coming up is waited for.
+async def found(folder: Path) -> tuple[Stack, Supervision]:
+    """The stack that `folder` belongs to, and its supervisor; one that is coming up is waited for.
 
     Raises:
         NoBus: no stack is up there.
@@ -60,7 +60,41 @@ async def open_supervision(folder: Path) -> AsyncIterator[Supervisor]:
     if stack.holder() is None:
         raise NoBus(f"No stack is up in {stack.folder.parent}. Start it with: xnai up")
     if known is None:
-        raise NoBus(f"The stack in {stack.folder.parent} is just coming up or going down. Try again.")
+        raise _between(stack)
+    return stack, known
+
+
+def _between(stack: Stack) -> NoBus:
+    return NoBus(f"The stack in {stack.folder.parent} is just coming up or going down. Try again.")
+
+
+async def view(folder: Path) -> View:
+    """What the supervisor of the stack that `folder` belongs to sees; it needs no broker for that.
+
+    Raises:
+        NoBus: no stack is up there.
+        CallTimeout: the supervisor does not answer.
+    """
+    stack, known = await found(folder)
+    try:
+        seen = await look_through(stack.folder)
+    except TimeoutError:
+        raise CallTimeout(
+            f"The supervisor does not answer: it may be stopped. Continue it with: kill -CONT {known.pid}"
+        ) from None
+    if seen is None:
+        raise _between(stack)
+    return seen
+
+
+@asynccontextmanager
+async def open_supervision(folder: Path) -> AsyncIterator[Supervisor]:
+    """The supervisor of the stack that `folder` belongs to; one that is coming up is waited for.
+
+    Raises:
+        NoBus: no stack is up there.
+    """
+    stack, known = await found(folder)
     address = read_address(stack.folder / ADDRESS_FILE)
     async with open_bus(address) as bus:
         yield Supervisor(bus, known.agent)

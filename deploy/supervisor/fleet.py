@@ -20,13 +20,15 @@ from xnai.deploy.console import Console
 from xnai.deploy.identity.door import Door
 from xnai.deploy.members import Job
 from xnai.deploy.settings import AgentTable, Settings
+from xnai.deploy.supervisor.families import families
 from xnai.deploy.supervisor.group import Group
 from xnai.deploy.supervisor.orders import Changes, NotReady, Row
-from xnai.deploy.supervisor.probing import Prober, resident, row_of, waiting_row
+from xnai.deploy.supervisor.probing import Prober, row_of, waiting_row
+from xnai.deploy.supervisor.warden import Warden
+from xnai.deploy.supervisor.window import View
 from xnai.protocol.errors import InvalidArgument
 
 _COUNT_DOWN_EVERY = 1.0
-_LOOK_AT_MEMORY_EVERY = 0.5
 CONTRADICTION = "cannot run beside"
 """Stands in what an agent says whose schemas contradict those of one that runs."""
 _AT_THE_NEXT_START = ("server", "limits", "keeper", "supervisor")
@@ -55,6 +57,7 @@ class Fleet:
         self._read, self._began_with = read, self.settings
         self._folder, self._address, self._console = folder, address, console
         self._door, self._word = door, secrets.token_hex(8)
+        self._warden = Warden(console)
         self._reloading = anyio.Lock()
         self._leaving = False
         self._bus: Bus
@@ -66,14 +69,16 @@ class Fleet:
         self._bus, self._prober = bus, Prober(bus)
         async with background_tasks() as self._tasks:
             try:
+                await self._warden.prepare(self.settings.agents)
                 for name in self.settings.agents:
                     await self._declare(name)
                 self._start(list(self.settings.agents))
-                self._tasks.start_soon(self._watch_memory)
+                self._tasks.start_soon(self._warden.watch, self.groups)
                 yield
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._drain()
+                    await self._warden.close()
 
     async def settle(self) -> None:
         """Wait until each agent is ready, or will not be unless somebody does something about it."""
@@ -109,11 +114,18 @@ class Fleet:
 
     async def rows(self, name: str | None = None) -> list[Row]:
         """The processes of all agents, or of one, as they are now."""
+        return (await self.view(name)).rows
+
+    async def view(self, name: str | None = None) -> View:
+        """The same, and whether there is a broker by way of which they could be asked."""
         groups = [self.group(name)] if name else list(self.groups.values())
         places = [place for group in groups for place in group.places]
-        said = await self._prober.ask([place.member.pid for place in places if place.running])
+        pids = [place.member.pid for place in places if place.running and place.member.pid is not None]
+        said = await self._prober.ask(pids)
+        members = families(pids)
         rows = [waiting_row(group.name) for group in groups if group.waiting]
-        return rows + [row_of(group.name, place, said) for group in groups for place in group.places]
+        rows += [row_of(group.name, place, said or {}, members) for group in groups for place in group.places]
+        return View(rows=rows, linked=said is not None)
 
     # Changing
 
@@ -152,6 +164,7 @@ class Fleet:
             await self._stop([*stopped, *waiting])  # those that wait may be told to wait for others
             for name in started:
                 await self._declare(name)
+            await self._warden.prepare(settings.agents)
             self._start([*started, *waiting])
             changes = Changes(
                 started=started, stopped=stopped, restarted=[], scaled={}, failed={}, later=self._later()
@@ -225,6 +238,7 @@ class Fleet:
             policy=self.settings.supervisor,
             show=self._console.line,
             let_serve=let_serve,
+            confine=self._warden.confine,
         )
 
     def _job(self, name: str, table: AgentTable) -> Job:
@@ -264,17 +278,6 @@ class Fleet:
             if group.name in other.table.needs:
                 await other.gone.wait()
         group.leave()
-
-    async def _watch_memory(self) -> None:
-        """Let a process leave that holds more than it may, before the kernel ends it."""
-        while True:
-            await anyio.sleep(_LOOK_AT_MEMORY_EVERY)
-            for group in list(self.groups.values()):
-                if (most := group.table.memory) is not None:
-                    for place in group.places:
-                        pid = place.member.pid
-                        if pid is not None and place.running and (held := resident(pid) or 0) > most:
-                            place.outgrow(held, most)
 
     async def _count_down(self) -> None:
         """Say each second who is still there, and how long the first of them may be."""

@@ -9,6 +9,7 @@ from anyio.abc import TaskGroup
 
 from xnai.deploy.members import Job
 from xnai.deploy.settings import AgentTable, SupervisorTable
+from xnai.deploy.supervisor.confining import Confined
 from xnai.deploy.supervisor.orders import NotReady
 from xnai.deploy.supervisor.place import Place, State
 from xnai.protocol.errors import InvalidArgument
@@ -18,6 +19,8 @@ Show = Callable[[str, str, str], None]
 """Gets the label of a process, "stdout" or "stderr", and a line."""
 LetServe = Callable[[tuple[str, ...]], Awaitable[Job]]
 """Lets the agent serve some roles; returns what its processes are started with from then on."""
+Confine = Callable[[str, int, AgentTable], Confined | None]
+"""Gets the label of a process, its id, and the settings to keep it to."""
 
 
 def label_of(name: str, number: int) -> str:
@@ -46,12 +49,14 @@ class Group:
         policy: SupervisorTable,
         show: Show,
         let_serve: LetServe,
+        confine: Confine,
     ) -> None:
         self.name, self.table, self.job = name, table, job
         self.wanted = table.replicas
         self.places: list[Place] = []
         self.ready, self.settled, self.gone = anyio.Event(), anyio.Event(), anyio.Event()
-        self._policy, self._show, self._let_serve = policy, show, let_serve
+        self._policy, self._show = policy, show
+        self._let_serve, self._confine = let_serve, confine
         self._scope = anyio.CancelScope()
         self._changing = anyio.Lock()
         self._started = False
@@ -111,6 +116,7 @@ class Group:
         self.table = table
         for place in self.places:
             place.restart = table.restart
+            place.confine()
 
     async def scale(self, replicas: int) -> None:
         """Have so many processes, and return when they are ready, or gone.
@@ -200,6 +206,7 @@ class Group:
             self._policy,
             restart=self.table.restart,
             show=lambda kind, line: self._show(label, kind, line),
+            confine=lambda pid: self._confine(label, pid, self.table),
             trial=trial,
         )
         place.on_settled = self._look

@@ -37,7 +37,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         instance: that of its bus; None until it is known.
         level: how alive it is: a level of the probe, DEAD or WAITING.
         uptime: seconds since its start.
-        memory_mb: resident.
+        memory_mb: resident, with the processes that it started.
         done, failed: outcomes that it stored, COMPLETED and others; None where it cannot be asked.
         running: tasks at work.
         restarts: how often there was a new process in this place.

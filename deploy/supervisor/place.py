@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import math
 import random
+import signal
 import time
 from collections.abc import Awaitable, Callable
 
@@ -11,6 +13,11 @@ import anyio
 
 from xnai.deploy.members import Job, Member, Print
 from xnai.deploy.settings import SupervisorTable
+from xnai.deploy.supervisor.confining import Confined
+
+Confine = Callable[[int], Confined | None]
+"""Keeps a process to what the settings of its agent let it take; None where the kernel keeps nothing."""
+_JUST_NOW = 5.0  # seconds
 
 
 class State(enum.StrEnum):
@@ -48,6 +55,7 @@ class Place:
         *,
         restart: str,
         show: Print,
+        confine: Confine,
         trial: bool = False,
     ) -> None:
         self.number, self.job, self.restart, self.trial = number, job, restart, trial
@@ -57,7 +65,9 @@ class Place:
         self.settled, self.gone = anyio.Event(), anyio.Event()
         self.on_settled: Callable[[], None] = lambda: None
         self.on_declared: Callable[[tuple[str, ...]], Awaitable[Job]]
-        self._policy, self._show = policy, show
+        self._policy, self._show, self._confine = policy, show, confine
+        self._confined: Confined | None = None
+        self._kills, self._killed_at = 0, -math.inf
         self._scope = anyio.CancelScope()
         self._quick_deaths = 0
         self._outgrown = False
@@ -83,6 +93,23 @@ class Place:
             self._outgrown = True
             self.member.leave()
 
+    def confine(self) -> None:
+        """Keep its process to what the settings say now."""
+        if self.running and self.member.pid is not None:
+            self._confined = self._confine(self.member.pid)
+
+    def notice_kills(self) -> None:
+        """Say where the kernel has ended a process here since the last look, because it held too much."""
+        if self._confined and (kills := self._confined.killed) != self._kills:
+            self._kills, self._killed_at = kills, time.monotonic()
+            if self.running:
+                self.last_error = f"the kernel ended a process of it: {self._too_much()}"
+                self._show("stderr", self.last_error)
+
+    def _too_much(self) -> str:
+        most = self._confined.quota.memory if self._confined else None
+        return f"it held more than the {(most or 0) / 1e6:.0f} MB that it may"
+
     async def run(self) -> None:
         """Keep a process running until retired or cancelled, or until it is not to be started again."""
         try:
@@ -101,21 +128,37 @@ class Place:
         self.state = State.STARTING
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._welcome)
-            status = await self.member.run()
+            try:
+                status = await self.member.run()
+            finally:
+                killed = self._release()
             tasks.cancel_scope.cancel()
         if self.member.declared is not None:
             self.job = await self.on_declared(self.member.declared)
             return True
+        if status != -signal.SIGKILL:
+            killed = None
         if self._outgrown and self.restart != "never":
             self._outgrown = False
-            self.last_error = "held more memory than it may"
+            self.last_error = killed or "held more memory than it may"
             return await self._pause(status)
-        self.last_error = self._reason(status)
+        self.last_error = killed or self._reason(status)
         if self.trial or self.restart == "never" or (self.restart == "on_failure" and status == 0):
             self.state = State.GIVEN_UP if self.trial or status else State.ENDED
             self._show("stderr", f"ended with status {status}")
             return False
         return await self._pause(status)
+
+    def _release(self) -> str | None:
+        """Let go of what its process was confined to; returns why the kernel ended it just now, if it did."""
+        if self._confined is None:
+            return None
+        self.notice_kills()
+        why = f"ended by the kernel: {self._too_much()}"
+        is_recent = time.monotonic() - self._killed_at < _JUST_NOW
+        self._confined.close()
+        self._confined, self._kills, self._killed_at = None, 0, -math.inf
+        return why if is_recent else None
 
     async def _welcome(self) -> None:
         await self.member.ready.wait()
@@ -154,7 +197,9 @@ class Place:
         self.on_settled()
 
     def _new_member(self) -> Member:
-        return Member(self.job, self._show, stop_timeout=self._policy.stop_timeout)
+        member = Member(self.job, self._show, stop_timeout=self._policy.stop_timeout)
+        member.on_start = self.confine
+        return member
 
 
 def delay_after(deaths: int, policy: SupervisorTable) -> float:

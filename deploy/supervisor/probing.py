@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import anyio
 import msgspec
 
 from xnai.bus import Bus
+from xnai.bus.transport import NoResponders
+from xnai.deploy.supervisor.families import held
 from xnai.deploy.supervisor.orders import DEAD, WAITING, Row
 from xnai.deploy.supervisor.place import Place
 from xnai.protocol.envelope import decode
@@ -22,6 +21,7 @@ from xnai.protocol.subjects import control
 from xnai.registry import read_instances
 
 _PATIENCE = 1.0  # seconds that a process has to answer
+_PATIENCE_WITH_BROKER = 2.5
 _read_presence = msgspec.json.Decoder(Presence)
 
 
@@ -33,17 +33,35 @@ class Prober:
         self._host = socket.gethostname()
         self._instances: dict[int, tuple[str, str]] = {}
 
-    async def ask(self, pids: Sequence[int | None]) -> dict[int, Presence]:
-        """What each of these processes says of itself; one that says nothing in time is left out."""
+    async def ask(self, pids: Sequence[int]) -> dict[int, Presence] | None:
+        """What each of these processes says of itself; one that says nothing in time is left out.
+
+        Returns None where the broker does not answer, so that nobody can be asked.
+        """
         self._instances = {pid: who for pid, who in self._instances.items() if pid in pids}
+        if not await self._finds_broker():
+            return None
         if any(pid not in self._instances for pid in pids):
             await self._look_up()
         said: dict[int, Presence] = {}
         async with anyio.create_task_group() as tasks:
             for pid in pids:
-                if pid is not None and pid in self._instances:
+                if pid in self._instances:
                     tasks.start_soon(self._ask, pid, said)
         return said
+
+    async def _finds_broker(self) -> bool:
+        transport = self._bus.transport
+        if transport.connected:
+            with anyio.move_on_after(_PATIENCE_WITH_BROKER):
+                try:
+                    await transport.flush()
+                except NoResponders:
+                    return True
+                except Unavailable:
+                    return False
+                return True
+        return False
 
     async def _look_up(self) -> None:
         try:
@@ -68,14 +86,16 @@ def waiting_row(name: str) -> Row:
     return Row(name=name, level=WAITING)
 
 
-def row_of(name: str, place: Place, presences: Mapping[int, Presence]) -> Row:
-    """One place, as it is now."""
+def row_of(
+    name: str, place: Place, presences: Mapping[int, Presence], members: Mapping[int, list[int]]
+) -> Row:
+    """One place, as it is now. `members` are the processes that belong to each process of ours."""
     pid = place.member.pid
     if pid is None or not place.running:
         return Row(name=name, level=DEAD, restarts=place.restarts, last_error=place.last_error)
     uptime = round(time.monotonic() - place.member.began, 1)
     said = presences.get(pid)
-    memory = round((resident(pid) or 0) / 1e6, 1)
+    memory = round(held(members.get(pid, [pid])) / 1e6, 1)
     if said is None:
         return Row(
             name=name,
@@ -99,17 +119,3 @@ def row_of(name: str, place: Place, presences: Mapping[int, Presence]) -> Row:
         restarts=place.restarts,
         last_error=said.last_error or place.last_error,
     )
-
-
-def resident(pid: int) -> int | None:
-    """Bytes of memory that a process holds; None if it has ended."""
-    if Path("/proc/self/statm").exists():
-        try:
-            pages = Path(f"/proc/{pid}/statm").read_bytes().split()[1]
-        except (OSError, IndexError):
-            return None
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-    said = subprocess.run(
-        ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return int(said) * 1024 if said.isdecimal() else None
