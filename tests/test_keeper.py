@@ -231,7 +231,7 @@ async def test_bytes_that_are_no_task_are_left_to_the_worker_and_hold_nothing_up
             async with keepers(server):
                 events = [event async for event in bus.subscribe("behind")]
                 assert events[-1].writer == SYSTEM
-            assert await queue_of(bus, "maths") == 4
+                await until_queue_holds(bus, "maths", 4)
 
 
 @pytest.mark.usefixtures("hasty")

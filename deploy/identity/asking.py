@@ -25,9 +25,10 @@ from xnai.deploy.identity.orders import (
     read_members,
 )
 from xnai.protocol import subjects
-from xnai.protocol.errors import InvalidArgument, NoBus
+from xnai.protocol.errors import Busy, InvalidArgument, NoBus, NotAllowed, Unavailable
 
 _TRY_AGAIN = 0.1
+_COMING_UP = 10.0
 
 
 async def introduce(
@@ -46,8 +47,19 @@ async def introduce(
         return None
     file = Path(at.key) / f"{name}{SUFFIX}"
     key = Key(file) if file.exists() else make_key(file)
-    (member,) = await ask(at, Admit(name=name, kind=kind, key=key.public, roles=tuple(roles)))
-    return member
+    question = Admit(name=name, kind=kind, key=key.public, roles=tuple(roles))
+    until = time.monotonic() + max(wait, _COMING_UP)
+    while True:
+        try:
+            (member,) = await ask(at, question)
+        except (NotAllowed, Busy):
+            raise
+        except Unavailable:  # the stack is just coming up: its broker listens before its keeper does
+            if time.monotonic() > until:
+                raise
+            await anyio.sleep(_TRY_AGAIN)
+        else:
+            return member
 
 
 async def ask(at: Address, question: Question) -> list[Member]:
