@@ -15,7 +15,7 @@ import msgspec
 from xnai.bus.bus import Bus
 from xnai.bus.sending import Order
 from xnai.protocol.a2a import Part, TaskState
-from xnai.protocol.envelope import encode
+from xnai.protocol.envelope import Envelope, encode
 
 if TYPE_CHECKING:
     from xnai.agents.run import Run
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 _SHORTEST = 0.001
 
 
-def child_id(parent: str, to: str, key: str, *, nth: int, again: int) -> str:
+def child_id(parent: Envelope, to: str, key: str, *, nth: int, again: int) -> str:
     """22 base64url characters that name the same sub-task in every attempt at its parent.
 
     `key` is the name given, or the hash of the payload; `nth` counts equal ones; `again` how often one
-    that did not complete was asked anew.
+    that did not complete was asked anew. Two senders may give their tasks the same id: that of the sender
+    is in it too.
     """
-    digest = hashlib.sha256("\n".join((parent, to, key, str(nth), str(again))).encode()).digest()
+    words = (parent.sender, parent.id, to, key, str(nth), str(again))
+    digest = hashlib.sha256("\n".join(words).encode()).digest()
     return base64.urlsafe_b64encode(digest)[:22].decode()
 
 
@@ -80,7 +82,7 @@ class Children:
         """The id to use, and whether a task may exist under it: one that did not complete is asked anew."""
         again = 0
         while True:
-            id = child_id(self._run.task.id, to, key, nth=nth, again=again)
+            id = child_id(self._run.task, to, key, nth=nth, again=again)
             if self._run.fresh:
                 return id, False
             found = await self._bus.finder.find(id, agents=agents)

@@ -66,15 +66,15 @@ class Conclusion:
     async def of_error(self, run: Run, error: Exception) -> None:
         """The handler has raised."""
         if isinstance(error, Reject):
-            info = ErrorInfo(code=error.code, message=str(error))
+            info = ErrorInfo(code=error.code, message=_shortened(str(error)))
             return await self.finish(run.delivery, run.task, TaskState.REJECTED, error=info, run=run)
         if isinstance(error, WrongResult):
-            info = ErrorInfo(code=error.code, message=f"{run.task.skill} answered something else. {error}")
+            said = f"{run.task.skill} answered something else. {error}"
+            info = ErrorInfo(code=error.code, message=_shortened(said))
             return await self.finish(run.delivery, run.task, TaskState.FAILED, error=info, run=run)
         log.error("an attempt failed: %s", run, exc_info=error)
         text = str(error) if isinstance(error, XnaiError) else f"{type(error).__name__}: {error}"
-        text = text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
-        text = text.encode("utf-8", "replace").decode()
+        text = _shortened(text)
         self.tally.last_error = f"{run.task.skill}: {text}"
         info = ErrorInfo(code="handler_error", message=text, retryable=True)
         if isinstance(error, TaskFailed) and not error.retryable:
@@ -170,7 +170,7 @@ class Conclusion:
 
     async def _bury(self, task: Envelope, reason: ErrorInfo) -> None:
         """Keep a dead letter: the envelope, the reason, and what each attempt said."""
-        story = await self._bus.finder.story(task)
+        story = await self._bus.finder.story(task, served=True)
         attempts = [
             {"at": body.status.timestamp, "facts": as_dict(facts_of(body)), "error": error_in(body.status)}
             for body in (event.body for event in story if event.kind == FAILED)
@@ -203,3 +203,9 @@ class Conclusion:
             log.error("a dead letter cannot be kept: %s", error)
             return
         await self._bus.publisher.store(subjects.dead(agent, id), data)
+
+
+def _shortened(text: str) -> str:
+    """What an author wrote, no longer than is kept, without what is no text."""
+    short = text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
+    return short.encode("utf-8", "replace").decode()

@@ -49,4 +49,4 @@ async def permissions(size: Size) -> Figure:
         for caller in (known, trusted):
             await caller.ask("throughput", _WARM_UP, IN_FLIGHT)
         pairs = await in_turns(throughput(known, size), throughput(trusted, size), size.slices)
-    return figure("permissions", pairs, unit="tasks/s", bar=0.97)
+    return figure("permissions", pairs, unit="tasks/s", bar=0.65)

@@ -115,9 +115,13 @@ class Finder:
         stored = await self._api.last(subjects.log_stream(found.agent), gate)
         return stored is not None and stored.sequence <= sequence
 
-    async def story(self, found: Found | Envelope, *, after: int = 0) -> list[Event]:
-        """The events of a task that stand in its log beyond the sequence `after`, in order."""
-        return [event for _, event in await self.timed_story(found, after=after)]
+    async def story(self, found: Found | Envelope, *, after: int = 0, served: bool = False) -> list[Event]:
+        """The events of a task that stand in its log beyond the sequence `after`, in order.
+
+        `served` says that we serve the agent that was asked, and so may read its log.
+        """
+        stored = self._api.story(found, after=after, served=served)
+        return [event_of(event) async for event in stored if is_known(event.subject)]
 
     async def timed_story(self, found: Found | Envelope, *, after: int = 0) -> list[tuple[float, Event]]:
         """As `story`, each event with when it was stored, in seconds since the epoch."""

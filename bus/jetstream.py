@@ -162,15 +162,15 @@ class JetStream:
             if not more:
                 return
 
-    async def story(self, task: TaskTokens, *, after: int = 0) -> AsyncIterator[Stored]:
-        """The events of a task beyond the sequence `after`, in order.
+    async def story(self, task: TaskTokens, *, after: int = 0, served: bool = False) -> AsyncIterator[Stored]:
+        """The events of a task beyond the sequence `after`, in order; `served` says that we serve its agent.
 
         Raises:
             NoResponders: there is no such log.
             Unavailable: we may not read it ourselves, and no keeper does it for us.
         """
         stream, pattern = subjects.log_stream(task.agent), subjects.log(task.agent, task.sender, task.id)
-        if not self.transport.confined:
+        if served or not self.transport.confined:
             async for stored in self.scan(stream, pattern, after=after):
                 yield stored
             return

@@ -23,6 +23,7 @@ TINY = Size(
     cancels=3,
 )
 NAMES = {
+    "permissions",
     "task_throughput",
     "task_latency",
     "messages_per_task",

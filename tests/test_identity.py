@@ -8,8 +8,9 @@ import anyio
 import pytest
 from society import Society, agent, person, society
 
-from xnai.agents import Agent, Context
-from xnai.protocol import NotAllowed, TaskState
+from xnai.agents import Agent, Context, Reject
+from xnai.agents.skills import Backoff
+from xnai.protocol import NotAllowed, TaskFailed, TaskRejected, TaskState, subjects
 
 PATIENCE = 30.0
 
@@ -91,6 +92,27 @@ async def test_a_story_is_read_by_whoever_sent_the_task(known: Society) -> None:
         assert (await alice.task(slow)).status.state in (TaskState.SUBMITTED, TaskState.WORKING)
         await alice.cancel(slow)
         assert [event.kind async for event in alice.subscribe(slow)][-2:] == ["cancel", "outcome"]
+
+
+async def test_a_task_that_is_given_up_leaves_a_dead_letter(known: Society) -> None:
+    failing = Agent("maths", description="Fails", version="1.0.0")
+
+    @failing.skill(max_attempts=2, backoff=Backoff(first=0.01, most=0.01))
+    async def fail(n: int) -> int:
+        """Fail."""
+        raise ValueError(f"not {n}")
+
+    @failing.skill
+    async def refuse(n: int) -> int:
+        """Refuse at length."""
+        raise Reject("x" * 100_000)
+
+    async with known.worker(failing), known.member("alice") as alice:
+        with pytest.raises(TaskFailed, match=r"Gave up after 2 attempts. The last: ValueError: not 7"):
+            await alice.call("maths.fail", 7, timeout=PATIENCE)
+        assert (await known.keeper.api.stream_info(subjects.DEAD_STREAM))["state"]["messages"] == 1
+        with pytest.raises(TaskRejected, match=r"^x{2000}…$"):
+            await alice.call("maths.refuse", 7, timeout=PATIENCE)
 
 
 async def test_whoever_has_no_key_is_told_how_to_get_one(known: Society) -> None:
