@@ -180,7 +180,7 @@ class Handler:
         message = run.task.message
         if has_references(message.parts):
             message = run.request = msgspec.structs.replace(
-                message, parts=await self._bus.blobs.whole(message.parts)
+                message, parts=await self._bus.blobs.whole(message.parts, writer=run.task.sender)
             )
         return run.skill.accepts.read(message.parts, message)
 

@@ -344,9 +344,12 @@ class Worker:
     # Cancelling
 
     def _heard_cancel(self, frame: Frame) -> None:
-        about = subjects.read_event(frame.subject)
-        if about.writer not in (about.sender, SYSTEM) or not is_genuine(frame):
-            log.warning("a cancel by somebody else is ignored", extra={"subject": frame.subject})
+        try:
+            about = subjects.read_event(frame.subject)
+        except MalformedMessage:
+            about = None
+        if about is None or about.writer not in (about.sender, SYSTEM) or not is_genuine(frame):
+            log.warning("a cancel by somebody else is ignored", extra={"subject": frame.subject[:200]})
             return
         if run := self._handler.runs.get((about.sender, about.id)):
             run.stop(Stop.CANCELED)

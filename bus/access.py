@@ -33,7 +33,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
 NOTHING = Access()
 ANSWERS = "_ANSWER"
-"""Under what one member answers another; who asked is not known there, and each answer has its own place."""
+"""Under what one member answers another: each answer has a place of its own."""
 
 
 def shown(url: str) -> str:
@@ -67,6 +67,11 @@ def explained(error: Exception, address: str, access: Access) -> Unavailable:
 def inbox_of(name: str) -> str:
     """Under what the answers to `name` come: nobody else may listen there."""
     return f"_INBOX_{name}"
+
+
+def answers_to(name: str) -> str:
+    """Under what other members answer `name`: nobody else may listen there, and all agents may write."""
+    return f"{ANSWERS}.{name}"
 
 
 def tls(ca: Path | None) -> ssl.SSLContext:

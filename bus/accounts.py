@@ -19,6 +19,8 @@ STREAMS, MEMBERS = "XNAI", "MEMBERS"
 _API = "$JS.API"
 _OPEN_PULL = "15s"  # a question of which nothing is heard for so long is forgotten; open pulls say more
 
+_LIMITS = {"max_connections": 4096, "max_subscriptions": 10_000}  # of all together, and of each connection
+
 _ONE_ANSWER = (
     "xnai.v1.task.>",
     "xnai.v1.due.>",
@@ -52,7 +54,7 @@ def accounts(identities: Iterable[Identity]) -> str:
     members = [_user(who, key) for who in known if who.kind is not Kind.SYSTEM for key in who.keys]
     table = {
         STREAMS: {"jetstream": "enabled", "users": system, "exports": _exports()},
-        MEMBERS: {"users": members, "imports": _imports()},
+        MEMBERS: {"users": members, "imports": _imports(), "limits": _LIMITS},
     }
     return f"accounts: {msgspec.json.format(msgspec.json.encode(table)).decode()}"
 

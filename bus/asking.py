@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 _QUEUE = "keepers"  # several may run: one of them answers
 _TIMEOUT = 20.0
 _AT_ONCE = 32  # questions that are looked into; the others wait
+_MOST_WAITING = 64  # questions of one asker
+_LONGEST = 64 << 10  # bytes of a question
+_UNFORESEEN = (ValueError, TypeError, LookupError, RecursionError, msgspec.MsgspecError)
 _KINDS: dict[str, type[XnaiError]] = {kind.code: kind for kind in (Busy, InvalidArgument, NotAllowed)}
 Answer = Callable[[list[str], bytes], Awaitable[object]]
 """Gets the tokens of the subject and what was asked; what it returns is the answer."""
@@ -69,26 +73,46 @@ async def ask_keeper(
 
 
 @asynccontextmanager
-async def answering(transport: Transport, subject: str, answer: Answer) -> AsyncIterator[None]:
-    """Answer what is asked on `subject`, a pattern, while the context is open; errors of ours are told."""
+async def answering(
+    transport: Transport, subject: str, answer: Answer, *, asker: int = -1
+) -> AsyncIterator[None]:
+    """Answer what is asked on `subject`, a pattern, while the context is open; errors of ours are told.
+
+    Args:
+        asker: which token names who asks. Nobody's questions keep those of others waiting for long.
+    """
     async with background_tasks() as tasks:
         limiter = anyio.Semaphore(_AT_ONCE)
+        waiting: Counter[str] = Counter()
 
         async def reply(frame: Frame) -> None:
-            async with limiter:
-                try:
-                    result: Any = await answer(frame.subject.split("."), frame.data)
-                    said = Reply(result=msgspec.Raw(msgspec.json.encode(result)))
-                except XnaiError as error:
-                    said = Reply(error=Fault(error.code, str(error)))
-                try:
-                    transport.client.post(frame.reply, msgspec.json.encode(said))
-                except (Unavailable, InvalidPayload) as error:  # whoever asked asks again, or for less
-                    log.warning("an answer could not be sent: %s", error, extra={"subject": frame.subject})
+            tokens = frame.subject.split(".")
+            try:
+                async with limiter:
+                    result: Any = await answer(tokens, frame.data)
+                said = Reply(result=msgspec.Raw(msgspec.json.encode(result)))
+            except XnaiError as error:
+                said = Reply(error=Fault(error.code, str(error)))
+            except _UNFORESEEN:  # whatever was asked, the next who asks is answered
+                log.exception("a question could not be answered", extra={"subject": frame.subject})
+                said = Reply(error=Fault(Unavailable.code, "The keeper could not answer this question."))
+            finally:
+                waiting[tokens[asker]] -= 1
+            try:
+                transport.client.post(frame.reply, msgspec.json.encode(said))
+            except (Unavailable, InvalidPayload) as error:  # whoever asked asks again, or for less
+                log.warning("an answer could not be sent: %s", error, extra={"subject": frame.subject})
 
         def heard(frame: Frame) -> None:
-            if frame.reply:
-                tasks.start_soon(reply, frame)
+            if not frame.reply:
+                return
+            who = frame.subject.split(".")[asker]
+            if waiting[who] >= _MOST_WAITING or len(frame.data) > _LONGEST:
+                fault = Fault(Busy.code, "Too much is asked of the keeper at once.")
+                transport.client.post(frame.reply, msgspec.json.encode(Reply(error=fault)))
+                return
+            waiting[who] += 1
+            tasks.start_soon(reply, frame)
 
         async with transport.listen(subject, heard, queue=_QUEUE):
             yield

@@ -7,6 +7,7 @@ content again renews that. The broker itself removes what is over (`Nats-TTL`).
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, TypeAlias, TypeVar, cast
@@ -29,11 +30,13 @@ from xnai.protocol.a2a import (
 from xnai.protocol.envelope import Envelope, encode
 from xnai.protocol.errors import InvalidPayload, MalformedMessage, Unavailable
 from xnai.protocol.events import BLOB_KEY, Event
+from xnai.protocol.names import NAME
 
 CHUNK = 512 * 1024
 LARGEST = 64 << 30  # bytes of one part
 _WINDOW = 16  # chunks on their way at once, below what the server lets a slow reader owe
 _SCHEME = "xnai-blob:"
+_IS_URL = re.compile(rf"{_SCHEME}({NAME})/({NAME})/([0-9a-f]{{64}})").fullmatch
 _ROOM_FOR_HEADERS = 2048
 _SHORTEST_TTL = 60
 _SMALLEST = 512  # bytes: the reference to a smaller part is no smaller
@@ -125,17 +128,20 @@ class Blobs:
             filename=part.filename,
         )
 
-    async def whole(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+    async def whole(self, parts: Sequence[Part], *, writer: str | None = None) -> tuple[Part, ...]:
         """`parts`, with what was stored apart in its place.
+
+        Args:
+            writer: who must have stored it: somebody else's could be fetched here for whoever names it.
 
         Raises:
             PartGone: a part is no longer kept.
             Unavailable: a part could not be read.
-            MalformedMessage: what is kept is not what was named.
+            MalformedMessage: what is kept is not what was named, or was stored by somebody else.
         """
         if not has_references(parts):
             return tuple(parts)
-        return tuple([await self._get(part) for part in parts])
+        return tuple([await self._get(part, writer) for part in parts])
 
     async def whole_or_named(self, parts: Sequence[Part]) -> tuple[Part, ...]:
         """As `whole`, but what is gone or spoilt stays named: for those who want to see the rest."""
@@ -172,10 +178,12 @@ class Blobs:
             return holder
         return msgspec.structs.replace(holder, parts=await self.whole_or_named(holder.parts))
 
-    async def _get(self, part: Part) -> Part:
+    async def _get(self, part: Part, only: str | None = None) -> Part:
         if part.url is None or not part.url.startswith(_SCHEME):
             return part
         writer, reader, sha256 = _read_url(part.url)
+        if only is not None and writer != only:
+            raise MalformedMessage(f"A part of {only} names what {writer} has stored.")
         metadata = dict(part.metadata or {})
         try:
             reference = msgspec.convert(metadata.pop(BLOB_KEY, None), Reference)
@@ -237,10 +245,10 @@ def _field(kind: str, content: bytes) -> dict[str, object]:
 
 
 def _read_url(url: str) -> tuple[str, str, str]:
-    tokens = url.removeprefix(_SCHEME).split("/")
-    if len(tokens) != 3 or any(not token or set(token) & set(" .*>\r\n\t") for token in tokens):
+    found = _IS_URL(url)
+    if found is None:
         raise MalformedMessage(f"{url[:200]!r} names no part that is stored apart.")
-    return tokens[0], tokens[1], tokens[2]
+    return found[1], found[2], found[3]
 
 
 def _parts_in(

@@ -337,13 +337,14 @@ class Bus:
     ) -> AsyncGenerator[T, None]:
         """As `stream`, for an order that is made already."""
         task = self.sender.envelope(order)
-        reader = ChunkReader(task.id, self.blobs, codec_of(returns))
+        reader = ChunkReader(task.id, task.agent, self.blobs, codec_of(returns))
         async with AsyncExitStack() as stack:
             stack.callback(lambda: self._leave(task) if reader.outcome is None and abandon() else None)
             stack.enter_context(self.hearing.listen(task.id, reader.take))
             stack.enter_context(self.transport.when_lost(reader.read_again))
             sent = await self._send(order, task)
             task = sent.task
+            reader.agent = task.agent
             if sent.instance != self.instance:
                 await stack.enter_async_context(self.hearing.listen_elsewhere(task.id))
             if sent.found:

@@ -19,18 +19,20 @@ from xnai.protocol.events import ARTIFACT, OUTCOME, facts_of, read_body
 from xnai.protocol.payload import Codec
 
 T = TypeVar("T")
+_DELTA = "delta"
 
 
 class ChunkReader(Generic[T]):
     """The chunks of one task.
 
-    A chunk has a number within its attempt. A new attempt begins again at 0: as many chunks as were handed
-    out are compared and skipped.
+    What is heard counts if it is of `agent`, which was asked. A chunk has a number within its attempt. A new
+    attempt begins again at 0: as many chunks as were handed out are compared and skipped.
     """
 
-    def __init__(self, id: str, blobs: Blobs, codec: Codec[T]) -> None:
+    def __init__(self, id: str, agent: str, blobs: Blobs, codec: Codec[T]) -> None:
         self.outcome: Task | None = None
         self.must_read = False
+        self.agent = agent
         self._id, self._blobs, self._codec = id, blobs, codec
         self._after = 0
         self._run = (0, "")
@@ -43,9 +45,9 @@ class ChunkReader(Generic[T]):
 
     def take(self, frame: Frame, tokens: list[str]) -> None:
         """What is heard; a listener."""
-        kind = tokens[8] if tokens[2] == "live" else "delta"
-        if kind in (ARTIFACT, OUTCOME, "delta"):
-            self._frames.append((kind, sequence_of(frame) if kind != "delta" else 0, frame.data))
+        kind = tokens[8] if tokens[2] == "live" else tokens[2]
+        if kind in (ARTIFACT, OUTCOME, _DELTA) and tokens[3] == self.agent:
+            self._frames.append((kind, sequence_of(frame) if kind != _DELTA else 0, frame.data))
             self._news.set()
 
     def read_again(self) -> None:
@@ -94,13 +96,18 @@ class ChunkReader(Generic[T]):
     async def _parts(self) -> AsyncGenerator[Part, None]:
         while self._frames and self.outcome is None:
             kind, sequence, data = self._frames.popleft()
-            if kind != "delta" and sequence <= self._after:
+            if kind != _DELTA and sequence <= self._after:
                 continue
             self._after = max(self._after, sequence)
             if kind == OUTCOME:
                 self._end(read_outcome(data))
                 continue
-            update = read_body(ARTIFACT, data)
+            try:
+                update = read_body(ARTIFACT, data)
+            except MalformedMessage:
+                if kind == _DELTA:  # a receipt that somebody had the broker send here
+                    continue
+                raise
             if isinstance(update, TaskArtifactUpdateEvent):
                 for part in self._new(update, stored=kind == ARTIFACT):
                     yield part

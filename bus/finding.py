@@ -13,7 +13,7 @@ from xnai.bus.jetstream import JetStream, Stored
 from xnai.protocol import subjects
 from xnai.protocol.a2a import Artifact, Message, Task, TaskArtifactUpdateEvent, TaskState, TaskStatus
 from xnai.protocol.envelope import Envelope, read_envelope
-from xnai.protocol.errors import MalformedMessage
+from xnai.protocol.errors import IdConflict, MalformedMessage
 from xnai.protocol.events import FAILED, KINDS, OUTCOME, RETURNED, STATUS, WORKING, Event, facts_of, read_body
 from xnai.protocol.timestamps import format_timestamp
 
@@ -71,13 +71,15 @@ class Finder:
         # All are read at once, in no order: a task that ended meanwhile may be missing in both, for a moment.
         if not any(found):
             found = await self._api.last_in_each(gates)
-        for stored in found[-len(gates) :]:
-            if stored is not None:
-                return self._ended(stored)
-        for stored in found[: len(queues)]:
-            if stored is not None:
-                return self._queued(stored)
-        return None
+        ended = found[-len(gates) :]
+        for place, stored in enumerate(found[: len(queues)] if len(found) > len(gates) else ()):
+            if stored is not None:  # nobody else can have sent it, so only that agent's word counts
+                outcome = ended[place]
+                return self._queued(stored) if outcome is None else self._ended(outcome)
+        outcomes = [stored for stored in ended if stored is not None]
+        if len(outcomes) > 1:
+            raise IdConflict(f"Several agents say how a task {id} has ended.")
+        return self._ended(outcomes[0]) if outcomes else None
 
     def _queued(self, stored: Stored) -> Found:
         task = read_envelope(stored.data, subjects.read_task(stored.subject))

@@ -13,8 +13,12 @@ from xnai.bus.transport import Transport
 from xnai.protocol import subjects
 
 log = logging.getLogger(__name__)
+_TOKENS = (8, 9)  # of the subject of a delta, and of a live event
 Listener = Callable[[Frame, list[str]], None]
-"""Gets a frame and the tokens of its subject; the kind of an event is the ninth."""
+"""Gets a frame and the tokens of its subject: the fourth is the agent with the log, the ninth its kind.
+
+Another agent can write about our task too, in its own log: whoever listens looks at the fourth.
+"""
 
 
 def is_genuine(frame: Frame) -> bool:
@@ -89,10 +93,11 @@ class Hearing:
 
     def _heard(self, frame: Frame) -> None:
         tokens = frame.subject.split(".")
-        listeners = self._listeners.get(tokens[5])
+        listeners = self._listeners.get(tokens[5]) if len(tokens) in _TOKENS else None
         if not listeners:
             return
-        if tokens[2] == "live" and not is_genuine(frame):
+        # A delta comes from a worker and has no headers; what the broker was made to send here has.
+        if not is_genuine(frame) if tokens[2] == "live" else frame.head:
             log.warning("heard an event that was never stored", extra={"subject": frame.subject})
             return
         for listener in tuple(listeners):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -39,6 +39,10 @@ class ApiError(Unavailable):
         self.number = number
 
 
+class TooManySubjects(Unavailable):
+    """More subjects were asked for than the server answers at once."""
+
+
 class Stored(msgspec.Struct, frozen=True):
     """A message as it is stored: subject, place in the stream, time (seconds since the epoch), bytes.
 
@@ -62,7 +66,7 @@ class Page(msgspec.Struct, frozen=True):
 class After(msgspec.Struct, frozen=True):
     """What the keeper is asked for a page of a log: what stands beyond this sequence."""
 
-    after: int = 0
+    after: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
 
 
 _read_page = msgspec.json.Decoder(Page).decode
@@ -219,6 +223,8 @@ class JetStream:
                 ) from None
         if end.status == 503:
             raise NoResponders(f"Nobody answers {subject}.")
+        if end.status == 413:
+            raise TooManySubjects(f"{subject} has too many subjects for one answer.")
         if end.status not in (204, 404):
             raise Unavailable(f"The broker did not answer {subject}: status {end.status}.")
         return found, int(end.header("Nats-Num-Pending") or 0) if end.status == 204 else 0

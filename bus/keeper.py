@@ -103,8 +103,12 @@ class Keeper:
         if stored is None or stored.sequence != sequence:
             return 0
         task = read_envelope(stored.data, subjects.read_task(subject))
-        outcome = await self._owner.end(task, TaskState.FAILED, deadline_exceeded(task))
-        log.info("an overdue task has ended", extra={"task": task.id, "state": outcome.status.state.value})
+        try:
+            outcome = await self._owner.end(task, TaskState.FAILED, deadline_exceeded(task))
+            state = outcome.status.state.value
+        except MalformedMessage:  # its sender has ended it with something that is no outcome
+            state = "unreadable"
+        log.info("an overdue task has ended", extra={"task": task.id, "state": state})
         await self._bus.api.delete(stream, sequence)
         return 1
 
@@ -138,5 +142,8 @@ class Keeper:
         return used > _ROOMY * limit
 
     async def _remove(self, stream: str, outcome: Stored) -> None:
-        about = subjects.read_event(outcome.subject)
+        try:
+            about = subjects.read_event(outcome.subject)
+        except MalformedMessage:  # it stands where no honest member writes
+            return await self._bus.api.delete(stream, outcome.sequence)
         await self._bus.api.purge(stream, subjects.log(about.agent, about.sender, about.id))

@@ -15,10 +15,11 @@ from xnai.bus.jetstream import After, JetStream, Page
 from xnai.bus.streams import Limits, declare_agent, declare_shared
 from xnai.bus.transport import Transport
 from xnai.protocol import subjects
-from xnai.protocol.errors import InvalidArgument
-from xnai.protocol.names import check_name
+from xnai.protocol.envelope import decode
+from xnai.protocol.errors import InvalidArgument, MalformedMessage
+from xnai.protocol.names import check_id, check_name
 
-_read_after = msgspec.json.Decoder(After).decode
+_after = msgspec.json.Decoder(After)
 
 
 class KeeperService:
@@ -31,21 +32,24 @@ class KeeperService:
     async def open(self) -> AsyncIterator[None]:
         """Answer while the context is open."""
         async with AsyncExitStack() as stack:
-            answers = {subjects.reading("*", "*", "*"): self._read, subjects.declaring("*"): self._declare}
-            for subject, answer in answers.items():
-                await stack.enter_async_context(answering(self._transport, subject, answer))
+            answers = (
+                (subjects.reading("*", "*", "*"), self._read, -2),
+                (subjects.declaring("*"), self._declare, -1),
+            )
+            for subject, answer, asker in answers:
+                await stack.enter_async_context(answering(self._transport, subject, answer, asker=asker))
             await self._transport.flush()
             yield
 
     async def _read(self, tokens: list[str], question: bytes) -> Page:
         """Some events of one task, for its sender."""
-        *_, agent, sender, id = tokens
+        agent, sender, id = check_name(tokens[3], "agent name"), tokens[4], check_id(tokens[5])
         try:
-            after = _read_after(question).after
-        except msgspec.MsgspecError as error:
-            raise InvalidArgument(f"This is no question for events: {error}.") from error
+            after = decode(_after, question).after
+        except MalformedMessage as error:
+            raise InvalidArgument(f"This is no question for events. {error}") from error
         stream, pattern = subjects.log_stream(agent), subjects.log(agent, sender, id)
-        return await self._api.page(stream, pattern, after=max(0, after))
+        return await self._api.page(stream, pattern, after=after)
 
     async def _declare(self, tokens: list[str], _: bytes) -> None:
         agent = check_name(tokens[-1], "agent name")

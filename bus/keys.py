@@ -48,6 +48,12 @@ class Key:
         """What proves that the seed is here; raises NotAllowed."""
         return base64.b64encode(self._pair().sign(nonce.encode()))
 
+    @property
+    def seed(self) -> bytes:
+        """The half that nobody else knows; raises NotAllowed."""
+        seed: bytes = self._pair().seed
+        return bytes(seed)
+
     def _pair(self) -> KeyPair:
         import nkeys  # only those who hold a key need it
 

@@ -71,7 +71,7 @@ class OpenCall:
         self._calls.waiting.discard(self)
 
     def _heard(self, frame: Frame, tokens: list[str]) -> None:
-        if tokens[2] == "live" and tokens[8] == OUTCOME:
+        if tokens[2] == "live" and tokens[8] == OUTCOME and tokens[3] == self.task.agent:
             self.told(frame.data)
 
     def told(self, outcome: bytes) -> None:

@@ -15,6 +15,7 @@ from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
 _STATUS = re.compile(rb"NATS/1\.0 (\d{3})")
+_FROM_A_STREAM = b"\r\nNats-Stream: "
 
 
 class Frame(msgspec.Struct, gc=False):
@@ -27,13 +28,19 @@ class Frame(msgspec.Struct, gc=False):
 
     @property
     def status(self) -> int:
-        """The status of a frame that the server itself made, for example 404; 0 for a message."""
-        found = _STATUS.match(self.head) if self.head else None
+        """The status of a frame that the server itself made, for example 404; 0 for a message.
+
+        Whoever stored a message may have written a status into it.
+        """
+        found = _STATUS.match(self.head) if self.head and _FROM_A_STREAM not in self.head else None
         return int(found[1]) if found else 0
 
     def header(self, name: str) -> str:
-        """The value of a header; empty when there is none."""
-        start = self.head.find(b"\r\n%b:" % name.encode())
+        """The value of a header; empty when there is none.
+
+        It is the last of that name: what the server says of a message stands behind what its writer said.
+        """
+        start = self.head.rfind(b"\r\n%b:" % name.encode())
         if start < 0:
             return ""
         start += len(name) + 3

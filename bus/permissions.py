@@ -13,11 +13,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-from xnai.bus.access import ANSWERS, inbox_of
+from xnai.bus.access import ANSWERS, answers_to, inbox_of
 from xnai.bus.jetstream import hand_out
 from xnai.protocol import subjects
 from xnai.protocol.events import CANCEL, INPUT, OUTCOME
-from xnai.protocol.names import SYSTEM
+from xnai.protocol.names import LANES, SYSTEM
 
 _API = "$JS.API"
 _SERVICES = "$SRV"
@@ -79,7 +79,7 @@ def permissions_of(who: Identity) -> Permissions:
         subscribe += _heard_by_worker(who.name, served)
     if who.kind in (Kind.PERSON, Kind.SUPERVISOR):
         publish += [subjects.CONTROL_SUBJECTS, f"{_SERVICES}.>", subjects.administering(who.name)]
-        subscribe.append(f"{ANSWERS}.>")
+        subscribe.append(f"{answers_to(who.name)}.>")
     if who.kind is Kind.SUPERVISOR:
         publish.append(subjects.declaring("*"))
     if who.kind is Kind.PERSON:
@@ -89,11 +89,12 @@ def permissions_of(who: Identity) -> Permissions:
 
 def _as_owner(me: str) -> Iterable[str]:
     log = "xnai.v1.log.*"
-    yield f"xnai.v1.task.*.*.{me}.>"
-    yield f"xnai.v1.due.*.*.{me}.>"
+    for lane in LANES:  # in another it would lie for ever: nobody pulls from there
+        yield f"xnai.v1.task.*.{lane}.{me}.*.*"
+        yield f"xnai.v1.due.*.{lane}.{me}.*.*"
     for kind in (CANCEL, INPUT, OUTCOME):
         yield f"{log}.{me}.*.*.{me}.{kind}"
-    yield f"xnai.v1.blob.{me}.>"
+    yield f"xnai.v1.blob.{me}.*.*.*"
     yield f"xnai.v1.read.*.{me}.*"
     yield subjects.listing(me)
     yield f"{_API}.INFO"
@@ -116,10 +117,10 @@ def _as_worker(me: str, served: Iterable[str]) -> Iterable[str]:
     yield subjects.card(me)
     yield f"{ANSWERS}.>"
     for name in served:
-        yield f"xnai.v1.log.{name}.*.*.*.{me}.>"
-        yield f"xnai.v1.delta.{name}.>"
+        yield f"xnai.v1.log.{name}.*.*.*.{me}.*"
+        yield f"xnai.v1.delta.{name}.*.*.*.{me}"
         yield f"xnai.v1.timer.{name}.>"
-        yield f"xnai.v1.dead.{name}.>"
+        yield subjects.dead(name, "*")
         yield subjects.declaring(name)
         yield f"{_API}.CONSUMER.MSG.NEXT.{subjects.task_stream(name)}.*"
         yield f"$JS.ACK.{subjects.task_stream(name)}.>"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import itertools
 import time
 
@@ -61,6 +63,7 @@ class Publisher:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._inbox = transport.client.new_inbox()
+        self._seed = transport.key.seed if transport.key else b""
         self._tokens = map(str, itertools.count())
         self._pending: dict[str, _Pending] = {}  # oldest first
         self._wake = anyio.Event()
@@ -93,13 +96,21 @@ class Publisher:
             NoResponders: no stream takes the subject, or its leader is being elected.
             Unavailable: not confirmed within `timeout` seconds; it may or may not be stored.
         """
-        head = f"Nats-Msg-Id: {id}\r\n" if id else ""
+        head = f"Nats-Msg-Id: {self._secret(id) if self._seed else id}\r\n" if id else ""
         if unless:
             head += (
                 "Nats-Expected-Last-Subject-Sequence: 0\r\n"
                 f"Nats-Expected-Last-Subject-Sequence-Subject: {unless}\r\n"
             )
         return await self.publish(subject, data, head, timeout=timeout)
+
+    def _secret(self, id: str) -> str:
+        """`id` as only holders of our key can write it.
+
+        All who write to a stream share its message ids: whoever guessed ours could store a message of his
+        under it, and ours would be taken for a repetition.
+        """
+        return base64.urlsafe_b64encode(hmac.digest(self._seed, id.encode(), "sha256")[:18]).decode()
 
     async def publish(
         self, subject: str, data: bytes, head: str = "", *, timeout: float = PUBLISH_TIMEOUT

@@ -30,7 +30,7 @@ class Storyteller:
 
     async def tell(self, found: Found, *, after: int = 0) -> AsyncGenerator[Event, None]:
         """Events beyond the sequence `after`; ends behind the outcome."""
-        heard = _Heard()
+        heard = _Heard(found.agent)
         async with self._hearing.listen_elsewhere(found.id):
             with self._hearing.listen(found.id, heard.take), self._transport.when_lost(heard.read_again):
                 while not (heard.must_read and after and await self._finder.ended_by(found, after)):
@@ -58,13 +58,14 @@ class Storyteller:
 class _Heard:
     """What came live and was not yet told."""
 
-    def __init__(self) -> None:
+    def __init__(self, agent: str) -> None:
         self.must_read = True
+        self._agent = agent
         self._frames: list[Frame] = []
         self._news = anyio.Event()
 
     def take(self, frame: Frame, tokens: list[str]) -> None:
-        if tokens[2] != "live":
+        if tokens[2] != "live" or tokens[3] != self._agent:
             return
         if len(self._frames) >= _BUFFER:  # a reader this slow catches up from the log
             self._frames.clear()

@@ -16,6 +16,7 @@ DAY = 86_400.0
 KEPT_AFTER_THE_END = 7 * DAY
 _CREATE = "create"
 _CARDS = 64 << 20  # bytes of all agent cards
+_LONGEST_LEASES = 30  # after which no card stays: none that was made up can fill the stream for ever
 _MARKER = 60.0  # seconds for which the end of a lease stays readable
 
 
@@ -78,7 +79,9 @@ async def declare_shared(api: JetStream, limits: Limits) -> None:
             "retention": "limits",
             "max_msgs_per_subject": 1,
             "max_bytes": min(_CARDS, limits.log),
-            "discard": "old",
+            "discard": "new",
+            "max_age": _nanoseconds(_LONGEST_LEASES * max(LEASE, limits.lease)),
+            "duplicate_window": _nanoseconds(LEASE),
             "allow_direct": True,
             "allow_msg_ttl": True,
             "subject_delete_marker_ttl": _nanoseconds(_MARKER),

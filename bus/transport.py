@@ -17,7 +17,7 @@ import anyio
 import msgspec
 from nats.errors import Error as NatsError
 
-from xnai.bus.access import ANSWERS, NOTHING, Access, explained, inbox_of, shown, tls
+from xnai.bus.access import NOTHING, Access, answers_to, explained, inbox_of, shown, tls
 from xnai.bus.client import Client, Receive
 from xnai.bus.keys import Key
 from xnai.bus.parser import Frame
@@ -82,6 +82,7 @@ class Transport:
         self.address = address
         self.key = key
         self.generation = 0
+        self.name = ""
         self.inbox = ""
         self._tokens = map(str, itertools.count())
         self._replies: dict[str, Receive] = {}
@@ -115,6 +116,7 @@ class Transport:
         return self.client.max_payload
 
     async def connect(self, url: str, access: Access, name: str) -> None:
+        self.name = name
         try:
             await self.client.connect(
                 url,
@@ -187,7 +189,7 @@ class Transport:
             NoResponders, Unavailable: as `request`.
         """
         answer = new_future()
-        place = f"{ANSWERS}.{secrets.token_hex(11)}"
+        place = f"{answers_to(self.name)}.{secrets.token_hex(11)}"
 
         def received(frame: Frame) -> None:
             if not answer.done():

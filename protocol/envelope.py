@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from xnai.protocol.a2a import Message
 from xnai.protocol.errors import InvalidPayload, MalformedMessage
+from xnai.protocol.names import ID
 from xnai.protocol.subjects import TaskSubject
 
 T = TypeVar("T")
+Token = Annotated[str, msgspec.Meta(pattern=rf"\A{ID}\Z")]
+"""What a peer says will stand in a subject: anything else could be more than one."""
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -20,7 +23,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
         v: version of the wire, 1; fields are only ever added.
         id, context: of the task and of the conversation that it belongs to.
         agent, skill, sender, lane: as in the subject, which wins where the two differ.
-        instance: of the bus that sent it, which hears its events.
+        instance: of the bus that sent it, which hears its events: a token of their subjects.
         sent, deadline: ISO 8601 UTC.
         max_attempts: how often to try, at most; None leaves it to the skill.
         depth, ancestors: how many tasks stand above this one, and which (`agent.skill`), outermost first.
@@ -35,7 +38,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     agent: str
     skill: str
     sender: str
-    instance: str
+    instance: Token
     lane: str
     sent: str
     deadline: str

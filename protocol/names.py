@@ -8,8 +8,10 @@ from functools import lru_cache
 
 from xnai.protocol.errors import InvalidName
 
-_TOKEN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}").fullmatch
-_ID = re.compile(r"[A-Za-z0-9_-]{1,128}").fullmatch
+NAME, ID = "[a-z0-9][a-z0-9_-]{0,63}", "[A-Za-z0-9_-]{1,128}"
+"""What a name and what an id looks like, as regular expressions."""
+_TOKEN = re.compile(NAME).fullmatch
+_ID = re.compile(ID).fullmatch
 _NOT_IN_TOKENS = re.compile(r"[^a-z0-9_-]+")
 SYSTEM = "system"
 LANES = ("urgent", "normal", "background")

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from xnai.protocol.card import AgentCard, AgentExtension
-from xnai.protocol.envelope import as_dict, decode
+from xnai.protocol.envelope import Token, as_dict, decode
 from xnai.protocol.errors import MalformedMessage
 from xnai.protocol.events import EXTENSION
 
@@ -72,7 +72,7 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     agent: str
     roles: tuple[str, ...] = ()
-    instance: str
+    instance: Token
     host: str
     pid: int
     version: str

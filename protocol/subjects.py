@@ -6,8 +6,10 @@ task, so they only format.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
+from xnai.protocol import names
 from xnai.protocol.errors import MalformedMessage
 
 _LOG = "xnai.v1.log."
@@ -22,6 +24,10 @@ CARD_SUBJECTS = "xnai.v1.card.>"
 ALIVE_SUBJECTS = "xnai.v1.alive.>"
 CONTROL_SUBJECTS = "xnai.v1.agent.>"
 EVERYBODY = "-"
+_IS_TASK = re.compile(rf"xnai\.v1\.task(\.{names.NAME}){{4}}\.{names.ID}").fullmatch
+_IS_EVENT = re.compile(
+    rf"xnai\.v1\.(log|live)(\.{names.NAME}){{2}}(\.{names.ID}){{2}}(\.{names.NAME}){{2}}"
+).fullmatch
 
 
 class TaskSubject(NamedTuple):
@@ -177,27 +183,28 @@ def agent_of_stream(stream: str) -> str:
 
 
 def read_task(subject: str) -> TaskSubject:
-    """The tokens of a task's subject. Wildcards are letters in it, and would open a gate made from them wide.
+    """The tokens of a task's subject, as a hostile sender may have written it.
+
+    A wildcard is a letter in it, and would open a gate made from it wide; a token that is too long would make
+    a subject for which the broker ends the connection.
 
     Raises:
         MalformedMessage: it is none.
     """
-    tokens = subject.split(".")
-    if len(tokens) != 8 or tokens[2] != "task" or "*" in subject or ">" in subject:
-        raise MalformedMessage(f"{subject!r} is not the subject of a task.")
-    return TaskSubject(*tokens[3:])
+    if not _IS_TASK(subject):
+        raise MalformedMessage(f"{subject[:200]!r} is not the subject of a task.")
+    return TaskSubject(*subject.split(".")[3:])
 
 
 def read_event(subject: str) -> EventSubject:
-    """The tokens of an event's subject, stored or live; without wildcards, as `read_task`.
+    """The tokens of an event's subject, stored or live; as strict as `read_task`.
 
     Raises:
         MalformedMessage: it is none.
     """
-    tokens = subject.split(".")
-    if len(tokens) != 9 or tokens[2] not in ("log", "live") or "*" in subject or ">" in subject:
-        raise MalformedMessage(f"{subject!r} is not the subject of an event.")
-    return EventSubject(*tokens[3:])
+    if not _IS_EVENT(subject):
+        raise MalformedMessage(f"{subject[:200]!r} is not the subject of an event.")
+    return EventSubject(*subject.split(".")[3:])
 
 
 def stored_subject(live: str) -> str:

@@ -73,6 +73,10 @@ def agent(name: str, *roles: str) -> Identity:
     return Identity(name=name, kind=Kind.AGENT, roles=roles)
 
 
+def guest(name: str) -> Identity:
+    return Identity(name=name, kind=Kind.GUEST)
+
+
 def person(name: str) -> Identity:
     return Identity(name=name, kind=Kind.PERSON)
 
@@ -92,6 +96,7 @@ async def society(*identities: Identity) -> AsyncIterator[Society]:
         await stack.enter_async_context(KeeperService(keeper.transport, SMALL).open())
         known = Society(server, keys, keeper)
         await known.know(*identities)
-        await known.declare(*(who.name for who in identities if who.kind is not Kind.PERSON))
+        agents = (Kind.AGENT, Kind.SUPERVISOR)
+        await known.declare(*(who.name for who in identities if who.kind in agents))
         await known.declare(*(role for who in identities for role in who.roles))
         yield known
