@@ -13,7 +13,7 @@ from typing import Any
 
 from xnai.agents.agent import Agent
 from xnai.bus import Bus
-from xnai.bus.access import ANSWERS
+from xnai.bus.access import ANSWERS, SERVICE_VERBS, service_places
 from xnai.bus.parser import Frame
 from xnai.protocol import subjects
 from xnai.protocol.envelope import encode
@@ -21,8 +21,7 @@ from xnai.protocol.errors import Unavailable
 from xnai.protocol.presence import DRAIN, PING, PROBE, Presence, SkillFacts
 
 log = logging.getLogger(__name__)
-_SERVICES = "$SRV"
-_TYPES = {"PING": "ping", "INFO": "info", "STATS": "stats"}
+_TYPES = dict(zip(SERVICE_VERBS, ("ping", "info", "stats"), strict=True))
 _MAY_BE_ANSWERED = (f"{ANSWERS}.", "_INBOX")
 _QUEUE = "tasks"  # nobody subscribes to it: the queue is a stream
 
@@ -39,12 +38,9 @@ class Service:
     async def open(self) -> AsyncIterator[None]:
         """Answer while the context is open."""
         name, instance = self._agent.name, self._bus.instance
-        places = {
-            subjects.control(name, instance): self._controlled,
-            f"{_SERVICES}.*": self._asked,
-            f"{_SERVICES}.*.{name}": self._asked,
-            f"{_SERVICES}.*.{name}.{instance}": self._asked,
-        }
+        places = {subjects.control(name, instance): self._controlled}
+        for verb in _TYPES:
+            places |= dict.fromkeys(service_places(verb, name, instance), self._asked)
         async with AsyncExitStack() as stack:
             for subject, receive in places.items():
                 await stack.enter_async_context(self._bus.transport.listen(subject, receive))
@@ -63,8 +59,6 @@ class Service:
 
     def _asked(self, frame: Frame) -> None:
         verb = frame.subject.split(".")[1]
-        if verb not in _TYPES:
-            return
         presence = self._presence()
         said: dict[str, Any] = {
             "type": f"io.nats.micro.v1.{_TYPES[verb]}_response",

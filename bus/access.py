@@ -32,6 +32,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOTHING = Access()
+SERVICES, SERVICE_VERBS = "$SRV", ("PING", "INFO", "STATS")
 ANSWERS = "_ANSWER"
 """Under what one member answers another: each answer has a place of its own."""
 
@@ -67,6 +68,14 @@ def explained(error: Exception, address: str, access: Access) -> Unavailable:
 def inbox_of(name: str) -> str:
     """Under what the answers to `name` come: nobody else may listen there."""
     return f"_INBOX_{name}"
+
+
+def service_places(verb: str, name: str, instance: str) -> tuple[str, str, str]:
+    """Where a NATS micro service is asked: all, those of a name, one instance.
+
+    Each verb is spelled out: whoever may listen on `$SRV.*` may on `$SRV.>` too, where others are asked.
+    """
+    return f"{SERVICES}.{verb}", f"{SERVICES}.{verb}.{name}", f"{SERVICES}.{verb}.{name}.{instance}"
 
 
 def answers_to(name: str) -> str:

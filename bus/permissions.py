@@ -13,14 +13,13 @@ from collections.abc import Iterable
 
 import msgspec
 
-from xnai.bus.access import ANSWERS, answers_to, inbox_of
+from xnai.bus.access import ANSWERS, SERVICE_VERBS, SERVICES, answers_to, inbox_of, service_places
 from xnai.bus.jetstream import hand_out
 from xnai.protocol import subjects
 from xnai.protocol.events import CANCEL, INPUT, OUTCOME
 from xnai.protocol.names import LANES, SYSTEM
 
 _API = "$JS.API"
-_SERVICES = "$SRV"
 
 
 class Kind(enum.StrEnum):
@@ -78,7 +77,7 @@ def permissions_of(who: Identity) -> Permissions:
         publish += _as_worker(who.name, served)
         subscribe += _heard_by_worker(who.name, served)
     if who.kind in (Kind.PERSON, Kind.SUPERVISOR):
-        publish += [subjects.CONTROL_SUBJECTS, f"{_SERVICES}.>", subjects.administering(who.name)]
+        publish += [subjects.CONTROL_SUBJECTS, f"{SERVICES}.>", subjects.administering(who.name)]
         subscribe.append(f"{answers_to(who.name)}.>")
     if who.kind is Kind.SUPERVISOR:
         publish.append(subjects.declaring("*"))
@@ -134,9 +133,8 @@ def _heard_by_worker(me: str, served: Iterable[str]) -> Iterable[str]:
     for name in served:
         yield subjects.live_kind(name, CANCEL)
         yield subjects.live_kind(name, INPUT)
-    yield f"{_SERVICES}.*"
-    yield f"{_SERVICES}.*.{me}"
-    yield f"{_SERVICES}.*.{me}.*"
+    for verb in SERVICE_VERBS:
+        yield from service_places(verb, me, "*")
 
 
 def of_system(*keys: str) -> Identity:

@@ -31,8 +31,8 @@ class Heard(msgspec.Struct, frozen=True):
 class Intruder:
     """One connection. After `settle` the server has said whatever it has to say about what went before."""
 
-    def __init__(self, stream: anyio.abc.ByteStream, name: str) -> None:
-        self.name = name
+    def __init__(self, stream: anyio.abc.ByteStream, name: str, key: str) -> None:
+        self.name, self.key = name, key
         self.inbox = f"_INBOX_{name}.raw"
         self.errors: list[str] = []
         self.heard: list[Heard] = []
@@ -154,7 +154,7 @@ async def intruder(url: str, name: str, key: Path) -> AsyncIterator[Intruder]:
             "nkey": pair.public_key.decode(),
             "sig": base64.b64encode(pair.sign(nonce.encode())).decode(),
         }
-        who = Intruder(stream, name)
+        who = Intruder(stream, name, pair.public_key.decode())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(who.receive)
             await who.say(b"CONNECT " + msgspec.json.encode(said) + b"\r\n")
