@@ -42,12 +42,14 @@ class Intruder:
         self._numbers = itertools.count(1)
         self._pongs = self._pinged = 0
         self._wants_pong = False
+        self._writing = anyio.Lock()
         self._news = anyio.Event()
 
     async def say(self, text: str | bytes) -> None:
         """Exactly these bytes; nothing happens once the server has hung up."""
         try:
-            await self._stream.send(text if isinstance(text, bytes) else text.encode())
+            async with self._writing:
+                await self._stream.send(text if isinstance(text, bytes) else text.encode())
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             self.closed = True
             self._tell()
@@ -101,7 +103,7 @@ class Intruder:
                     pass
                 if self._wants_pong:
                     self._wants_pong = False
-                    await self._stream.send(b"PONG\r\n")
+                    await self.say("PONG\r\n")
                 self._tell()
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             self.closed = True

@@ -41,6 +41,11 @@ def maths(*, roles: tuple[str, ...] = ()) -> Agent:
         return "slept"
 
     @made.skill
+    async def length(text: str) -> int:
+        """How long a text is."""
+        return len(text)
+
+    @made.skill
     async def large(size: int, ctx: Context) -> str:
         """A text of some size."""
         await ctx.progress("begun")
