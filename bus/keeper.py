@@ -15,7 +15,7 @@ import anyio
 
 from xnai.bus.bus import Bus
 from xnai.bus.ending import Owner, deadline_exceeded
-from xnai.bus.jetstream import Stored
+from xnai.bus.jetstream import NANOSECONDS, Stored
 from xnai.bus.streams import KEPT_AFTER_THE_END
 from xnai.bus.transport import NoResponders
 from xnai.protocol import subjects
@@ -52,6 +52,7 @@ async def keep(bus: Bus, *, interval: float = INTERVAL, kept: float = KEPT_AFTER
                 cleaned = time.monotonic()
                 for agent in await bus.finder.agents():
                     await keeper.remove_old(agent)
+                await keeper.remove_stale_cards()
         except Unavailable as error:  # the next round tries again
             log.warning("the keeper could not do its round: %s", error)
         await anyio.sleep(interval)
@@ -135,6 +136,25 @@ class Keeper:
                 crowded = await self._is_crowded(stream, limit)
         if removed:
             log.info("logs of ended tasks are removed", extra={"agent": agent, "tasks": removed})
+        return removed
+
+    async def remove_stale_cards(self) -> int:
+        """Remove cards that were made to stay (`Nats-TTL: never`), beyond the age that is set for all.
+
+        Returns how many.
+        """
+        try:
+            info = await self._bus.api.stream_info(subjects.CARD_STREAM)
+        except Unavailable:
+            return 0
+        age = info["config"].get("max_age", 0) / NANOSECONDS
+        oldest = time.time() - age if age else 0.0
+        removed = 0
+        async for stored in self._bus.api.scan(subjects.CARD_STREAM, subjects.CARD_SUBJECTS):
+            if stored.time > oldest or removed >= _MOST_REMOVED:
+                break
+            await self._bus.api.delete(subjects.CARD_STREAM, stored.sequence)
+            removed += 1
         return removed
 
     async def _is_crowded(self, stream: str, limit: int) -> bool:

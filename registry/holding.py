@@ -14,10 +14,11 @@ from xnai.bus.streams import LEASE
 from xnai.protocol import subjects
 from xnai.protocol.card import AgentCard
 from xnai.protocol.envelope import encode
-from xnai.protocol.errors import Unavailable
+from xnai.protocol.errors import Busy, Unavailable
 
 log = logging.getLogger(__name__)
 _GOODBYE = 1.0  # seconds, the shortest lease there is: an empty card says that its holder has left
+_STEP = 512  # bytes
 _GATHERING = 0.1  # seconds after the wish for a renewal: what changes meanwhile goes with it
 
 
@@ -34,8 +35,12 @@ class HeldCard:
         self._due.set()
 
     async def store(self) -> None:
-        """Store the card as it is now. Raises Unavailable."""
-        await self._publish(encode(self._describe()), self._lease)
+        """Store the card as it is now. Raises Unavailable.
+
+        Its size grows in steps only: in a full stream a card may be renewed, but not with a larger one.
+        """
+        card = encode(self._describe())
+        await self._publish(card.ljust(-(-len(card) // _STEP) * _STEP), self._lease)
 
     async def keep(self) -> None:
         """Renew it each third of the lease, whenever asked to, and when a lost link is back."""
@@ -75,11 +80,17 @@ async def hold_card(
 
     The stream of the cards must exist: `Bus.declare` makes it.
 
+    Where there is no room for it, it is tried again at each renewal: whoever fills the stream of the cards
+    cannot keep agents from working.
+
     Raises:
         Unavailable: it could not be stored.
     """
     held = HeldCard(bus, agent, describe, lease)
-    await held.store()
+    try:
+        await held.store()
+    except Busy as error:
+        log.error("the agent card is not stored: %s", error)
     try:
         async with background_tasks() as tasks:
             tasks.start_soon(held.keep)
