@@ -27,7 +27,7 @@ from xnai.agents.tally import Tally
 from xnai.agents.vitals import Vitals
 from xnai.bus.background import background_tasks
 from xnai.bus.bus import Bus
-from xnai.bus.hearing import is_genuine
+from xnai.bus.hearing import genuine
 from xnai.bus.parser import Frame
 from xnai.bus.pull import Delivery, Puller
 from xnai.bus.streams import Limits, ack_wait_of, declare_agent, declare_consumer
@@ -344,11 +344,8 @@ class Worker:
     # Cancelling
 
     def _heard_cancel(self, frame: Frame) -> None:
-        try:
-            about = subjects.read_event(frame.subject)
-        except MalformedMessage:
-            about = None
-        if about is None or about.writer not in (about.sender, SYSTEM) or not is_genuine(frame):
+        about = genuine(frame)
+        if about is None or about.writer not in (about.sender, SYSTEM):
             log.warning("a cancel by somebody else is ignored", extra={"subject": frame.subject[:200]})
             return
         if run := self._handler.runs.get((about.sender, about.id)):

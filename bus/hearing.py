@@ -11,6 +11,8 @@ import anyio
 from xnai.bus.parser import Frame
 from xnai.bus.transport import Transport
 from xnai.protocol import subjects
+from xnai.protocol.errors import MalformedMessage
+from xnai.protocol.subjects import EventSubject
 
 log = logging.getLogger(__name__)
 _TOKENS = (8, 9)  # of the subject of a delta, and of a live event
@@ -24,6 +26,14 @@ Another agent can write about our task too, in its own log: whoever listens look
 def is_genuine(frame: Frame) -> bool:
     """Whether the broker itself republished this frame from the log that its subject names."""
     return stands_for(frame, subjects.stored_subject(frame.subject))
+
+
+def genuine(frame: Frame) -> EventSubject | None:
+    """What a live event is about; None where the broker did not republish it."""
+    try:
+        return subjects.read_event(frame.subject) if is_genuine(frame) else None
+    except MalformedMessage:  # its sender may store it, and nobody reads it
+        return None
 
 
 def stands_for(frame: Frame, subject: str) -> bool:
