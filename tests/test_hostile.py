@@ -257,3 +257,13 @@ async def test_a_read_of_what_is_ours_cannot_be_widened_by_its_body(known: Socie
             )
             assert answer is not None
             assert b"412" in answer.head
+
+
+async def test_an_answer_can_settle_no_delivery_and_enter_no_way_back(known: Society) -> None:
+    async with in_as(known, "mallory") as mallory:
+        for reply in ("$JS.ACK.XNAI_TASK_maths.normal.1.1.1.1.0", "_R_.maths.x"):
+            before = len(mallory.errors)
+            await mallory.post(f"{API}.INFO", reply=reply)
+            (said,) = (await mallory.settle())[before:]
+            assert f'Permissions Violation for Publish with Reply of "{reply}"' in said
+            assert f'Publish Violation - Reply "{reply}"' in in_the_log(known)

@@ -15,6 +15,7 @@ from intruder import PATIENCE
 from society import Society
 from test_identity import maths
 
+from xnai.bus.indexing import TaskService
 from xnai.bus.keeper import Keeper
 from xnai.protocol import TaskState, subjects
 from xnai.protocol.timestamps import format_timestamp
@@ -219,4 +220,8 @@ async def test_made_up_tasks_and_events_do_not_stop_the_keepers_rounds(known: So
             while await cleaning.remove_old("maths"):
                 continue
         assert (await alice.task("still-open")).status.state is TaskState.SUBMITTED
+        index = TaskService(known.keeper, known.keys / "tasks.sqlite")
+        listed = await index.answer([subjects.EVERYBODY], b"{}")
+        index.close()
+        assert "still-open" in {task.id for task in listed.tasks}
         assert known.keeper.transport.generation == 0, "its connection was cut"
