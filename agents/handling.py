@@ -27,6 +27,7 @@ from xnai.bus.blobs import PartGone, has_references
 from xnai.bus.bus import Bus
 from xnai.bus.ending import CANCELED, deadline_exceeded
 from xnai.bus.pull import Delivery
+from xnai.bus.sending import LONGEST_TTL
 from xnai.protocol.a2a import Part, TaskState
 from xnai.protocol.envelope import Envelope, read_envelope
 from xnai.protocol.errors import Busy, GateClosed, InvalidPayload, MalformedMessage, Unavailable, XnaiError
@@ -57,7 +58,7 @@ class Handler:
         """
         try:
             task = read_envelope(delivery.data, delivery.about)
-            deadline = parse_timestamp(task.deadline)
+            deadline = min(parse_timestamp(task.deadline), delivery.stored_at + LONGEST_TTL)
         except MalformedMessage as error:
             return await self.bury(delivery, error)
         try:

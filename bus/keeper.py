@@ -16,6 +16,7 @@ import anyio
 from xnai.bus.bus import Bus
 from xnai.bus.ending import Owner, deadline_exceeded
 from xnai.bus.jetstream import NANOSECONDS, Stored
+from xnai.bus.sending import LONGEST_TTL
 from xnai.bus.streams import KEPT_AFTER_THE_END
 from xnai.bus.transport import NoResponders
 from xnai.protocol import subjects
@@ -92,7 +93,7 @@ class Keeper:
             self._read[agent] = stored.sequence
             try:
                 task = read_envelope(stored.data, subjects.read_task(stored.subject))
-                deadline = parse_timestamp(task.deadline)
+                deadline = min(parse_timestamp(task.deadline), stored.time + LONGEST_TTL)
             except MalformedMessage:  # the agent's worker keeps it as a dead letter
                 continue
             heapq.heappush(self._deadlines[agent], (deadline, stored.sequence, stored.subject))

@@ -155,6 +155,17 @@ async def test_a_sub_task_is_sent_in_the_name_of_the_agent_that_works(known: Soc
         assert senders == {"maths"}
 
 
+async def test_a_deadline_beyond_what_may_be_is_the_latest_that_may_be(known: Society) -> None:
+    """No large part can be kept until the year 9999: its answer would be made again and again."""
+    async with work(known), in_as(known, "mallory") as mallory:
+        await mallory.listen("xnai.v1.live.maths.mallory.t.>")
+        size = {"data": 2 << 20}
+        body = envelope("t", skill="large", part=size, deadline="9999-12-31T23:59:59.000Z")
+        await put(mallory, "xnai.v1.task.maths.normal.mallory.large.t", body)
+        await mallory.until(lambda: any(each.subject.endswith(".outcome") for each in mallory.heard))
+        assert b"TASK_STATE_COMPLETED" in mallory.heard[-1].data
+
+
 # The keeper
 
 
