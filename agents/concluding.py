@@ -170,7 +170,10 @@ class Conclusion:
 
     async def _bury(self, task: Envelope, reason: ErrorInfo) -> None:
         """Keep a dead letter: the envelope, the reason, and what each attempt said."""
-        story = await self._bus.finder.story(task, served=True)
+        try:
+            story = await self._bus.finder.story(task, served=True)
+        except MalformedMessage:  # its sender has made a mess of it
+            story = []
         attempts = [
             {"at": body.status.timestamp, "facts": as_dict(facts_of(body)), "error": error_in(body.status)}
             for body in (event.body for event in story if event.kind == FAILED)

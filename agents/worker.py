@@ -358,11 +358,11 @@ class Worker:
     async def _reread_after_reconnects(self) -> None:
         """What was stored about running tasks while the link was down: cancels, and outcomes of others."""
         async for _ in self.bus.transport.reconnections():
-            try:
-                for run in list(self._handler.runs.values()):
+            for run in list(self._handler.runs.values()):
+                try:
                     await self._reread(run)
-            except Unavailable:
-                log.info("the cancels of running tasks could not be read yet")
+                except (Unavailable, MalformedMessage) as error:  # a sender may have made a mess of its own
+                    log.info("whether %s was canceled could not be read: %s", run, error)
 
     async def _reread(self, run: Run) -> None:
         task = run.task

@@ -6,11 +6,13 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import anyio
 import msgspec
 from intruder import Intruder, intruder
 from society import Society, agent, guest, person, society
 from test_identity import helper, maths
 
+from xnai.agents import Agent, Worker
 from xnai.bus import Bus
 from xnai.bus.parser import Frame
 from xnai.protocol import subjects
@@ -118,3 +120,41 @@ async def put(mallory: Intruder, subject: str, data: bytes, head: str | bytes = 
     receipt = msgspec.json.decode(answer.data)
     assert "error" not in receipt, receipt
     return int(receipt["seq"])
+
+
+class Held:
+    """An agent maths whose work goes on until it is released."""
+
+    def __init__(self) -> None:
+        self.begun, self.released = anyio.Event(), anyio.Event()
+        self.starts = 0
+        self.agent = made = Agent("maths", description="Arithmetic", version="1.0.0", roles=("reviewer",))
+
+        @made.skill
+        async def hold(n: int) -> int:
+            """Twice n, later."""
+            self.starts += 1
+            self.begun.set()
+            await self.released.wait()
+            return 2 * n
+
+        @made.skill
+        async def count(n: int) -> AsyncIterator[int]:
+            """The numbers below n, later."""
+            self.starts += 1
+            self.begun.set()
+            await self.released.wait()
+            for number in range(n):
+                yield number
+
+        @made.skill
+        async def fail(n: int) -> int:
+            """Raise."""
+            raise ValueError(n)
+
+
+@asynccontextmanager
+async def holding(known: Society) -> AsyncIterator[tuple[Held, Worker, Bus]]:
+    held = Held()
+    async with known.worker(held.agent) as worker, known.member("alice") as alice:
+        yield held, worker, alice

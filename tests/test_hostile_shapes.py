@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 import pytest
-from hostility import all_of_us, envelope, in_as, in_the_log, outcome, put, stored, work
+from hostility import all_of_us, envelope, holding, in_as, in_the_log, outcome, put, stored, work
 from intruder import PATIENCE
 from society import Society
 from test_identity import maths
@@ -153,6 +153,32 @@ async def test_a_sub_task_is_sent_in_the_name_of_the_agent_that_works(known: Soc
             async for each in known.keeper.api.scan("XNAI_LOG_helper", subjects.log("helper"))
         }
         assert senders == {"maths"}
+
+
+@pytest.mark.parametrize("word", [b"{", b"[]", b'{"id":7}'])
+async def test_a_story_that_its_sender_spoilt_stops_no_worker(known: Society, word: bytes) -> None:
+    """The worker reads it as it gives a task up, and when its link was lost."""
+    async with holding(known) as (held, worker, alice):
+        async with in_as(known, "mallory") as mallory:
+            for id, skill in (("f", "fail"), ("h", "hold")):
+                place = f"xnai.v1.log.maths.mallory.{id}"
+                await put(mallory, f"{place}.0badcafe.mallory.input", word)
+                await put(mallory, f"{place}.*.mallory.input", word)
+                await mallory.listen(f"xnai.v1.live.maths.mallory.{id}.>")
+                body = envelope(id, skill=skill, max_attempts=1)
+                await put(mallory, f"xnai.v1.task.maths.normal.mallory.{skill}.{id}", body)
+            await mallory.until(lambda: any(each.subject.endswith(".outcome") for each in mallory.heard))
+            await held.begun.wait()
+        canceled = await alice.send("maths.hold", 1)
+        generation = worker.bus.transport.generation
+        await known.server.stop(kill=True)
+        await known.server.start()
+        with anyio.fail_after(PATIENCE):
+            while worker.bus.transport.generation == generation:
+                await anyio.lowlevel.checkpoint()
+        held.released.set()
+        with anyio.fail_after(PATIENCE):
+            assert [event.kind async for event in alice.subscribe(canceled)][-1] == "outcome"
 
 
 async def test_a_deadline_beyond_what_may_be_is_the_latest_that_may_be(known: Society) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
 import pytest
-from hostility import all_of_us, envelope, in_as, outcome, put, stored, work
+from hostility import Held, all_of_us, envelope, holding, in_as, outcome, put, stored, work
 from intruder import PATIENCE, Intruder
 from society import Society
 
-from xnai.agents import Agent, Worker
-from xnai.bus import Bus
 from xnai.bus.keeper import Keeper
 from xnai.bus.parser import Frame
 from xnai.protocol import IdConflict, TaskState, subjects
@@ -30,49 +27,6 @@ API = "$JS.API"
 async def known() -> AsyncIterator[Society]:
     async with all_of_us() as known:
         yield known
-
-
-class Held:
-    """An agent maths whose work goes on until it is released."""
-
-    def __init__(self) -> None:
-        self.begun, self.released = anyio.Event(), anyio.Event()
-        self.starts = 0
-        self.agent = made = Agent("maths", description="Arithmetic", version="1.0.0", roles=("reviewer",))
-
-        @made.skill
-        async def hold(n: int) -> int:
-            """Twice n, later."""
-            self.starts += 1
-            self.begun.set()
-            await self.released.wait()
-            return 2 * n
-
-        @made.skill
-        async def count(n: int) -> AsyncIterator[int]:
-            """The numbers below n, later."""
-            self.starts += 1
-            self.begun.set()
-            await self.released.wait()
-            for number in range(n):
-                yield number
-
-        @made.skill
-        async def length(text: str) -> int:
-            """How long a text is."""
-            return len(text)
-
-        @made.skill
-        async def echo(text: str) -> str:
-            """The same."""
-            return text
-
-
-@asynccontextmanager
-async def holding(known: Society) -> AsyncIterator[tuple[Held, Worker, Bus]]:
-    held = Held()
-    async with known.worker(held.agent) as worker, known.member("alice") as alice:
-        yield held, worker, alice
 
 
 async def handed_back(known: Society, tasks: int) -> None:
