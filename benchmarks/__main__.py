@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import anyio
 import msgspec
 
-from benchmarks import cancelling, messages, permissions, processes, registry, tasks
+from benchmarks import cancelling, messages, permissions, processes, registry, stack, tasks
 from benchmarks.harness import Figure, Size
 
 Benchmark = Callable[[Size], Awaitable[Figure]]
@@ -30,6 +30,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         registry.registry_lookup,
         registry.card_change,
         permissions.permissions,
+        stack.up_ten_agents,
+        stack.supervisor_memory_mb,
+        stack.fifty_idle_cpu,
+        stack.fifty_memory_mb,
+        stack.broker_restart,
     )
 }
 

@@ -47,6 +47,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
         agents, window: processes that idle, and for how many seconds in each of ten samples.
         settling: seconds after which a process that has started is idle, and a task is no longer fresh.
         cancels: tasks that are cancelled in one slice.
+        together, fleet: agents of a stack that comes up, and of one that is measured while it is.
     """
 
     pairs: int = 7
@@ -60,6 +61,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     window: float = 3.0
     settling: float = 1.0
     cancels: int = 100
+    together: int = 10
+    fleet: int = 50
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +150,15 @@ class Program:
         return msgspec.json.decode(await self.line())
 
 
+def plain_environment() -> dict[str, str]:
+    """Ours, without what would lead to another bus or keep bytecode from being written."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != _NO_BYTECODE and not name.startswith("XNAI_")
+    }
+
+
 @asynccontextmanager
 async def program(
     *arguments: object, stdin: int | None = subprocess.PIPE, environment: Mapping[str, str] | None = None
@@ -156,9 +168,8 @@ async def program(
     The end of its input tells it to; one without input is told by SIGTERM.
     """
     command = [sys.executable, "-m", *map(str, arguments)]
-    inherited = {name: value for name, value in os.environ.items() if name != _NO_BYTECODE}
     process = await anyio.open_process(
-        command, cwd=ROOT, env={**inherited, **(environment or {})}, stdin=stdin, stderr=None
+        command, cwd=ROOT, env={**plain_environment(), **(environment or {})}, stdin=stdin, stderr=None
     )
     async with ended(process):
         yield Program(process)

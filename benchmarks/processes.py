@@ -27,7 +27,7 @@ async def idle_memory_mb(size: Size) -> Figure:
         server = await stack.enter_async_context(fresh_server())
         agents = [await stack.enter_async_context(_agent(server)) for _ in range(size.pairs)]
         await anyio.sleep(size.settling)
-        pairs = [(_resident(agent.pid), MOST_MEMORY) for agent in agents]
+        pairs = [(resident(agent.pid), MOST_MEMORY) for agent in agents]
     return figure("idle_memory_mb", pairs, unit="MB", bar=1.0, less_is_better=True)
 
 
@@ -62,9 +62,9 @@ async def idle_cpu(size: Size) -> Figure:
         await anyio.sleep(size.settling)
         pairs = []
         for _ in range(_SAMPLES):
-            began, before = time.perf_counter(), sum(_cpu(agent.pid) for agent in agents)
+            began, before = time.perf_counter(), sum(cpu(agent.pid) for agent in agents)
             await anyio.sleep(size.window)
-            used = sum(_cpu(agent.pid) for agent in agents) - before
+            used = sum(cpu(agent.pid) for agent in agents) - before
             used = max(used, 1e-9)  # in a short window none may have run
             pairs.append((100 * used / (time.perf_counter() - began), MOST_CPU))
     return figure("idle_cpu", pairs, unit="% of a core", bar=1.0, less_is_better=True)
@@ -81,12 +81,12 @@ async def _agent(server: Server) -> AsyncIterator[Program]:
         yield agent
 
 
-def _resident(pid: int) -> float:
+def resident(pid: int) -> float:
     """Megabytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / 1e6
 
 
-def _cpu(pid: int) -> float:
+def cpu(pid: int) -> float:
     """Seconds of CPU so far, user and system, to the nanosecond: /proc/PID/stat counts in hundredths."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

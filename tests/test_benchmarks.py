@@ -21,6 +21,8 @@ TINY = Size(
     window=0.02,
     settling=0.1,
     cancels=3,
+    together=2,
+    fleet=2,
 )
 NAMES = {
     "permissions",
@@ -35,6 +37,11 @@ NAMES = {
     "log_growth",
     "registry_lookup",
     "card_change",
+    "up_ten_agents",
+    "supervisor_memory_mb",
+    "fifty_idle_cpu",
+    "fifty_memory_mb",
+    "broker_restart",
 }
 
 
