@@ -59,7 +59,7 @@ def receive(parent: int) -> Assignment:
     Raises:
         InvalidSettings: stdin holds no assignment, or the system refuses a part of it.
     """
-    _die_with(parent)
+    die_with(parent)
     try:
         assignment = msgspec.json.decode(sys.stdin.buffer.read(), type=Assignment)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -117,8 +117,11 @@ def look_up(agent: str, folder: Path) -> Assignment:
     )
 
 
-def _die_with(parent: int) -> None:
-    """Its broker dies with it, so there is nobody to hand tasks back to: SIGKILL, as after a power cut."""
+def die_with(parent: int) -> None:
+    """From now on this process ends when `parent` does (on Linux, at once), or now if that is no more.
+
+    Its broker dies with it, so there is nobody to hand tasks back to: SIGKILL, as after a power cut.
+    """
     if sys.platform == "linux":
         import ctypes  # only here is it worth its time
 

@@ -16,7 +16,7 @@ from xnai.bus.locating import Address, login_name, sender_name
 from xnai.deploy.identity.door import Door, OwnDoor
 from xnai.deploy.identity.keyring import Keyring
 from xnai.deploy.identity.remote import RemoteDoor
-from xnai.deploy.settings import ServerTable, Settings
+from xnai.deploy.plan import Plan, ServerPlan
 from xnai.deploy.stack import Stack
 
 _RESTART_DELAY = 1.0
@@ -48,7 +48,7 @@ class Broker:
 
 
 @asynccontextmanager
-async def open_broker(stack: Stack, settings: Settings, name: str, say: Say) -> AsyncIterator[Broker]:
+async def open_broker(stack: Stack, plan: Plan, name: str, say: Say) -> AsyncIterator[Broker]:
     """The broker of a stack while the context is open; our own is started again when it dies.
 
     `name` is that of the stack's supervisor.
@@ -56,7 +56,7 @@ async def open_broker(stack: Stack, settings: Settings, name: str, say: Say) -> 
     Raises:
         NoBus, ServerTooOld, InvalidSettings: our own does not come up.
     """
-    table = settings.server
+    table = plan.server
     if table.url is not None:
         yield Broker(Address(url=table.url, token=table.token, ca=_absolute(table.ca), pid=os.getpid()))
         return
@@ -64,7 +64,7 @@ async def open_broker(stack: Stack, settings: Settings, name: str, say: Say) -> 
     if (joined := stack.joined()) is not None:
         yield Broker(msgspec.structs.replace(joined, pid=os.getpid()), keyring)
         return
-    keyring.ensure_all(agents=list(settings.agents), people=[login_name(), sender_name(None)])
+    keyring.ensure_all(agents=list(plan.agents), people=[login_name(), sender_name(None)])
     options, ca, server_name = _options(table, stack.folder)
     async with stack.server(options, keyring.members()) as server, background_tasks() as tasks:
         tasks.start_soon(_restart, server, say)
@@ -74,18 +74,17 @@ async def open_broker(stack: Stack, settings: Settings, name: str, say: Say) -> 
         yield Broker(address, keyring, server)
 
 
-def _options(table: ServerTable, folder: Path) -> tuple[ServerOptions, str | None, str | None]:
+def _options(table: ServerPlan, folder: Path) -> tuple[ServerOptions, str | None, str | None]:
     """How our own server runs, who vouches for it, and under what name."""
-    options = ServerOptions(**table.model_dump(exclude={"url", "tls", "ca"}))
-    if not table.speaks_tls:
-        return options, None, None
+    if not table.tls:
+        return table, None, None
     if table.certificate is not None:
         given = {"certificate": _absolute(table.certificate), "key": _absolute(table.key)}
-        return msgspec.structs.replace(options, **given), _absolute(table.ca), None
+        return msgspec.structs.replace(table, **given), _absolute(table.ca), None
     from xnai.deploy.identity.certificates import SERVER_NAME, own_certificates  # what makes them is large
 
     own = own_certificates(folder / "tls")
-    options = msgspec.structs.replace(options, certificate=str(own.certificate), key=str(own.key))
+    options = msgspec.structs.replace(table, certificate=str(own.certificate), key=str(own.key))
     return options, str(own.ca), SERVER_NAME
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import TextIO
 
 PREFIX = "XNAI_"
+AT_THE_START = ("GLIBC_", "HOME", "LANG", "LC_", "LD_", "MALLOC_", "PYTHON", "TZ")
+"""How variables are called that the loader, the C library or Python read once, at their start."""
 _OF_THE_SERVICE_MANAGER = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
 
 
@@ -27,6 +29,11 @@ def for_child(extra: Mapping[str, str]) -> dict[str, str]:
     """
     ours = {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVICE_MANAGER}
     return {**ours, "PYTHONUNBUFFERED": "1", **extra}
+
+
+def adopt(extra: Mapping[str, str]) -> None:
+    """Have these variables as well, as if this process had been started with them; not those AT_THE_START."""
+    os.environ.update(extra)
 
 
 def wants_colour(stream: TextIO) -> bool:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from subprocess import PIPE
 
 import anyio
 import msgspec
-from anyio.abc import ByteReceiveStream, Process
+from anyio.abc import ByteReceiveStream
 
 from xnai.bus.background import background_tasks
 from xnai.deploy.assignment import Assignment, write
-from xnai.deploy.environment import for_child
+from xnai.deploy.starting import Started, Starter
 
 _LONGEST_LINE = 1 << 16
 _LAST_WORDS = 2.0  # seconds for output that is on its way; a process that the agent started may hold the pipe
@@ -50,7 +48,7 @@ class Member:
         on_start: called when it has its pid, before it is told what to do.
     """
 
-    def __init__(self, job: Job, show: Print, *, stop_timeout: float) -> None:
+    def __init__(self, job: Job, show: Print, starter: Starter, *, stop_timeout: float) -> None:
         self.pid: int | None = None
         self.began = time.monotonic()
         self.ready = anyio.Event()
@@ -60,7 +58,7 @@ class Member:
         self.hurry = anyio.CancelScope()
         self.on_start: Callable[[], None] = lambda: None
         self._leave = anyio.CancelScope()
-        self._job, self._show, self._stop_timeout = job, show, stop_timeout
+        self._job, self._show, self._starter, self._stop_timeout = job, show, starter, stop_timeout
         self._said: deque[str] = deque(maxlen=_REMEMBERED)
 
     @property
@@ -76,26 +74,10 @@ class Member:
     async def run(self) -> int:
         """Start it, and return its status when it has ended. When cancelled it is seen off first."""
         job = self._job
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "xnai.deploy.cli",
-            "run",
-            job.target,
-            f"--parent={os.getpid()}",
-        ]
         self.began = time.monotonic()
         try:
-            process = await anyio.open_process(
-                command,
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=PIPE,
-                cwd=job.cwd,
-                env=for_child(job.env),
-                start_new_session=True,  # a Ctrl-C at the terminal is for us to pass on, in order
-            )
+            words = ["run", job.target, f"--parent={os.getpid()}"]
+            process = await self._starter.start("xnai.deploy.cli", words, cwd=job.cwd, env=job.env)
         except OSError as error:
             self._hear("stderr", f"cannot be started in {job.cwd}: {error.strerror}")
             self.status = _CANNOT_START
@@ -104,7 +86,7 @@ class Member:
         self.on_start()
         return await self._attend(process)
 
-    async def _attend(self, process: Process) -> int:
+    async def _attend(self, process: Started) -> int:
         assert process.stdout is not None
         assert process.stderr is not None
         ends = (anyio.Event(), anyio.Event())
@@ -125,7 +107,7 @@ class Member:
         assert self.status is not None
         return self.status
 
-    async def _see_off(self, process: Process) -> None:
+    async def _see_off(self, process: Started) -> None:
         """SIGTERM, time to leave, then SIGKILL to it and whatever it started."""
         process.terminate()
         self.leave_by = time.monotonic() + self._stop_timeout
@@ -156,7 +138,7 @@ class Member:
             self.ready.set()
 
 
-async def _hand_over(process: Process, data: bytes) -> None:
+async def _hand_over(process: Started, data: bytes) -> None:
     assert process.stdin is not None
     try:
         async with process.stdin as stdin:

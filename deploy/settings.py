@@ -36,6 +36,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -52,6 +53,7 @@ from xnai.bus.server import ServerOptions
 from xnai.bus.streams import KEPT_AFTER_THE_END, Limits
 from xnai.deploy.environment import PREFIX
 from xnai.deploy.folders import parse_settings
+from xnai.deploy.plan import MOST_REPLICAS, Plan, Policy
 from xnai.deploy.units import read_duration, read_size
 from xnai.protocol.errors import InvalidSettings
 from xnai.protocol.names import check_name
@@ -59,6 +61,7 @@ from xnai.protocol.names import check_name
 DEFAULT_AGENTS = {name: f"xnai.agents.{name}.agent:agent" for name in ("inference", "curation", "retrieval")}
 _LIMITS = Limits()
 _OPTIONS = ServerOptions()
+_POLICY = Policy()
 _TABLES = ("server", "limits", "keeper", "supervisor")
 _SHORT = {"XNAI_URL": ("server", "url"), "XNAI_TOKEN": ("server", "token")}
 _ELSEWHERE = {"XNAI_NAME"}  # the sender's name, which the bus reads
@@ -66,7 +69,7 @@ _ELSEWHERE = {"XNAI_NAME"}  # the sender's name, which the bus reads
 Size = Annotated[int, BeforeValidator(read_size), Field(gt=0)]
 Seconds = Annotated[float, BeforeValidator(read_duration), Field(gt=0)]
 Name = Annotated[str, AfterValidator(lambda name: check_name(name, "agent name"))]
-Replicas = Annotated[int, Field(ge=0, le=64)]
+Replicas = Annotated[int, Field(ge=0, le=MOST_REPLICAS)]
 
 
 class Table(BaseModel):
@@ -153,13 +156,13 @@ class KeeperTable(Table):
 class SupervisorTable(Table):
     """What `xnai up` does with agents that die, that are to leave, and with what they print."""
 
-    quick_deaths: int = Field(default=5, ge=1)
-    quick: Seconds = 60.0
-    first_delay: Seconds = 1.0
-    longest_delay: Seconds = 30.0
-    stop_timeout: Seconds = 20.0
-    log_size: Size = 10 << 20
-    log_files: int = Field(default=5, ge=1)
+    quick_deaths: int = Field(default=_POLICY.quick_deaths, ge=1)
+    quick: Seconds = _POLICY.quick
+    first_delay: Seconds = _POLICY.first_delay
+    longest_delay: Seconds = _POLICY.longest_delay
+    stop_timeout: Seconds = _POLICY.stop_timeout
+    log_size: Size = _POLICY.log_size
+    log_files: int = Field(default=_POLICY.log_files, ge=1)
 
 
 class Settings(Table):
@@ -185,6 +188,12 @@ class Settings(Table):
                 raise ValueError(f"{name} is to be alone, and has {agent.replicas} replicas")
         _check_needs({name: agent.needs for name, agent in complete.items()})
         return complete
+
+    def plan(self) -> Plan:
+        """The same without the model."""
+        tables = self.model_dump()
+        tables["server"]["tls"] = self.server.speaks_tls
+        return msgspec.convert(tables, Plan)
 
 
 def _check_needs(needs: Mapping[str, Sequence[str]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from xnai.deploy.identity.admitting import admitting
 from xnai.deploy.logs import log_to
 from xnai.deploy.notify import keep_notifying, notify
 from xnai.deploy.output import say, show
-from xnai.deploy.settings import Settings
+from xnai.deploy.plan import Plan
 from xnai.deploy.signals import STOPPING
 from xnai.deploy.stack import Stack
+from xnai.deploy.starting import Starter
 from xnai.deploy.statuses import Status
 from xnai.deploy.supervisor.agent import ROLE, agent_name, open_supervisor, small
 from xnai.deploy.supervisor.detaching import let_go
@@ -42,34 +43,38 @@ class Up:
     """One stack, from its start to its end.
 
     Args:
-        read: reads its settings.
+        plan: what it is to be.
+        read: reads that anew.
+        starter: starts the processes of agents.
         watched: the file of the settings, if changes of it and of sources are to be applied.
         background: whether to leave the terminal once it is ready.
     """
 
     def __init__(
         self,
-        read: Callable[[], Settings],
+        plan: Plan,
         stack: Stack,
         *,
+        read: Callable[[], Awaitable[Plan]],
+        starter: Starter,
         as_json: bool,
         watched: Path | None = None,
         background: bool = False,
     ) -> None:
-        settings = read()
-        self._read, self._settings, self._stack, self._as_json = read, settings, stack, as_json
-        self._watched, self._background = watched, background
+        self._read, self._settings, self._stack, self._as_json = read, plan, stack, as_json
+        self._watched, self._background, self._starter = watched, background, starter
         self._files = LogFiles(
             stack.folder / FOLDER,
-            size=settings.supervisor.log_size,
-            count=settings.supervisor.log_files,
+            size=plan.supervisor.log_size,
+            count=plan.supervisor.log_files,
             complain=say,
         )
-        labels = [label_of(name, max(table.replicas, 1)) for name, table in settings.agents.items()]
+        labels = [label_of(name, max(table.replicas, 1)) for name, table in plan.agents.items()]
         self._console = Console(labels, quiet_stdout=as_json, keep=self._files.keep)
         self._name = agent_name(stack.folder)
         self._fleet: Fleet | None = None
         self._leave = anyio.CancelScope()
+        starter.say = self._console.say
         log_to(self._console.say, logging.getLogger().level)
 
     async def run(self) -> Status:
@@ -106,17 +111,19 @@ class Up:
 
     async def _serve(self, broker: Broker) -> None:
         """Start the agents, answer for them, keep the bus in order, until cancelled."""
-        address, limits = broker.address, self._settings.limits.limits()
+        address, limits = broker.address, self._settings.limits
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(background_tasks())
             if not broker.is_elsewhere:
                 tasks.start_soon(self._keep, await self._open_keeper(stack, broker))
             bus = await stack.enter_async_context(open_bus(address, name=self._name))
             fleet = self._fleet = Fleet(
+                self._settings,
                 self._read,
                 folder=self._stack.folder,
                 address=address,
                 console=self._console,
+                starter=self._starter,
                 door=broker.door(bus),
             )
             await stack.enter_async_context(
@@ -148,7 +155,7 @@ class Up:
 
     async def _open_keeper(self, stack: AsyncExitStack, broker: Broker) -> Bus:
         """The bus of the keeper, which answers on it, and lets in who is to be let in."""
-        limits = self._settings.limits.limits()
+        limits = self._settings.limits
         bus = await stack.enter_async_context(open_bus(broker.address.as_system(), name=_KEEPER))
         await declare_shared(bus.api, limits)
         await stack.enter_async_context(KeeperService(bus.transport, limits).open())

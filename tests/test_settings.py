@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from pydantic import ValidationError
 
@@ -207,3 +208,15 @@ def test_the_settings_are_looked_for_upwards(tmp_path: Path) -> None:
     file = write(tmp_path / "a", "")
     assert find_settings(below) == file
     assert stack_folder(below) == tmp_path / "a" / ".xnai"
+
+
+def test_the_plan_of_a_stack_holds_all_that_was_read(tmp_path: Path) -> None:
+    read = read_settings(write(tmp_path, WHOLE), {})
+    plan = read.plan()
+    assert msgspec.to_builtins(plan.agents) == {
+        name: {**table.model_dump(), "needs": table.needs} for name, table in read.agents.items()
+    }
+    assert msgspec.to_builtins(plan.server) == read.server.model_dump()
+    assert plan.limits == read.limits.limits()
+    assert msgspec.to_builtins(plan.keeper) == read.keeper.model_dump()
+    assert msgspec.to_builtins(plan.supervisor) == read.supervisor.model_dump()

@@ -13,7 +13,7 @@ import pytest
 from stacks import QUICK, processes, visitor, write_agent, write_stack
 from terminal import PATIENCE, SMALL, command, processes_of, program, settings, until, up
 
-from xnai.deploy.settings import SupervisorTable
+from xnai.deploy.plan import Policy
 from xnai.deploy.supervisor.place import delay_after
 
 # How many
@@ -69,7 +69,7 @@ async def test_what_starts_again_is_what_the_policy_says(
 
 
 def test_the_first_new_start_is_soon_and_later_ones_spread() -> None:
-    policy = SupervisorTable(first_delay=1, longest_delay=10)
+    policy = Policy(first_delay=1, longest_delay=10)
     assert delay_after(1, policy) == 1
     for deaths, most in ((2, 2), (3, 4), (4, 8), (5, 10), (500, 10)):
         drawn = [delay_after(deaths, policy) for _ in range(50)]

@@ -124,8 +124,8 @@ async def test_scale_starts_and_stops_processes_and_returns_when_it_has(tmp_path
     ("words", "status", "said"),
     [
         (("scale", "onw", "2"), 2, "has no agent onw, only: own, single."),
-        (("scale", "own", "65"), 2, "less than or equal to 64"),
-        (("scale", "own", "-1"), 2, "greater than or equal to 0"),
+        (("scale", "own", "65"), 2, "may have 0 to 64 processes"),
+        (("scale", "own", "-1"), 2, "may have 0 to 64 processes"),
         (("scale", "single", "2"), 2, "single is to be alone"),
         (("restart", "onw"), 2, "has no agent onw"),
     ],

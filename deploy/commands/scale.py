@@ -31,9 +31,13 @@ def add(commands: Any) -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     from xnai.deploy.commands.ps import print_rows
+    from xnai.deploy.plan import MOST_REPLICAS
     from xnai.deploy.supervisor.asking import open_supervision
     from xnai.deploy.supervisor.orders import Row
+    from xnai.protocol.errors import InvalidArgument
 
+    if not 0 <= arguments.replicas <= MOST_REPLICAS:
+        raise InvalidArgument(f"An agent may have 0 to {MOST_REPLICAS} processes.")
     payload = {"agent": arguments.agent, "replicas": arguments.replicas}
     async with open_supervision(Path.cwd()) as supervisor:
         rows = await supervisor.ask("scale", payload, list[Row])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from xnai.deploy.statuses import Status
 
 if TYPE_CHECKING:
     from xnai.deploy.stack import Stack
+    from xnai.deploy.starting import Starter
 
 _EXAMPLES = """\
 examples:
@@ -40,10 +42,18 @@ def add(commands: Any) -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
+    if arguments.detach:
+        return await _run(arguments, None)
+    from xnai.deploy.starting import open_starter
+
+    async with open_starter(say) as starter:  # it imports while we do
+        return await _run(arguments, starter)
+
+
+async def _run(arguments: argparse.Namespace, starter: Starter | None) -> int:
     from xnai.bus.locating import STACK_FOLDER
     from xnai.deploy.environment import variables
     from xnai.deploy.folders import find_settings
-    from xnai.deploy.settings import read_settings
     from xnai.deploy.stack import Stack
     from xnai.protocol.errors import InvalidArgument
 
@@ -52,18 +62,24 @@ async def run(arguments: argparse.Namespace) -> int:
     if arguments.watch and file is None:
         raise InvalidArgument("There is no xnai.toml to watch, in this folder or above it.")
     if stack.holder() is not None:
+        from xnai.deploy.settings import read_settings
+
         read_settings(file, variables())
         if arguments.watch:
             say("The stack is up already, and goes on as it was started: --watch is for its start.")
         return await _apply(stack, as_json=arguments.json)
-    if arguments.detach:
+    if starter is None:
         return await _detach(stack, arguments)
+    from xnai.deploy.reading import read_plan
     from xnai.deploy.up import Up
 
     with stack.locked():
+        read = partial(read_plan, starter, file)
         return await Up(
-            lambda: read_settings(file, variables()),
+            await read(),
             stack,
+            read=read,
+            starter=starter,
             as_json=arguments.json or arguments.background,
             watched=file if arguments.watch else None,
             background=arguments.background,

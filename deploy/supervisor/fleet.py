@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -19,7 +19,8 @@ from xnai.deploy.assignment import Assignment
 from xnai.deploy.console import Console
 from xnai.deploy.identity.door import Door
 from xnai.deploy.members import Job
-from xnai.deploy.settings import AgentTable, Settings
+from xnai.deploy.plan import AgentPlan, Plan
+from xnai.deploy.starting import Starter
 from xnai.deploy.supervisor.families import families
 from xnai.deploy.supervisor.group import Group
 from xnai.deploy.supervisor.orders import Changes, NotReady, Row
@@ -38,24 +39,27 @@ class Fleet:
     """The agents of one stack, on one bus.
 
     Args:
-        read: reads the settings; the agents are as it says, at first and after each `reload`.
+        plan: what the agents are to be at first.
+        read: reads it anew, for `reload`.
         folder: the stack's `.xnai`.
         door: lets its agents in; None where the broker lets everybody do everything.
     """
 
     def __init__(
         self,
-        read: Callable[[], Settings],
+        plan: Plan,
+        read: Callable[[], Awaitable[Plan]],
         *,
         folder: Path,
         address: Address,
         console: Console,
+        starter: Starter,
         door: Door | None = None,
     ) -> None:
-        self.settings = read()
+        self.settings = plan
         self.groups: dict[str, Group] = {}
         self._read, self._began_with = read, self.settings
-        self._folder, self._address, self._console = folder, address, console
+        self._folder, self._address, self._console, self._starter = folder, address, console, starter
         self._door, self._word = door, secrets.token_hex(8)
         self._warden = Warden(console)
         self._reloading = anyio.Lock()
@@ -70,8 +74,9 @@ class Fleet:
         async with background_tasks() as self._tasks:
             try:
                 await self._warden.prepare(self.settings.agents)
-                for name in self.settings.agents:
-                    await self._declare(name)
+                async with anyio.create_task_group() as declaring:
+                    for name in self.settings.agents:
+                        declaring.start_soon(self._declare, name)
                 self._start(list(self.settings.agents))
                 self._tasks.start_soon(self._warden.watch, self.groups)
                 yield
@@ -88,7 +93,7 @@ class Fleet:
     def targets(self) -> list[tuple[str, str, Path]]:
         """For each agent its name, its module, and the folder where that is looked for."""
         tables = self.settings.agents.items()
-        return [(name, table.module or "", self._folder.parent) for name, table in tables]
+        return [(name, table.module, self._folder.parent) for name, table in tables]
 
     @property
     def ready(self) -> list[str]:
@@ -156,7 +161,7 @@ class Fleet:
             InvalidSettings: they cannot be used; nothing has changed.
         """
         async with self._reloading:
-            settings = self._read()
+            settings = await self._read()
             before, self.settings = self.settings.agents, settings
             stopped = [name for name in self.groups if name not in settings.agents]
             started = [name for name in settings.agents if name not in self.groups]
@@ -212,7 +217,7 @@ class Fleet:
     async def _declare(self, name: str) -> None:
         if self._door is not None:
             await self._door.admit_agent(name)
-        await self._bus.declare(name, self.settings.limits.limits())
+        await self._bus.declare(name, self.settings.limits)
 
     def _start(self, names: list[str]) -> None:
         if self._leaving:
@@ -239,10 +244,10 @@ class Fleet:
             show=self._console.line,
             let_serve=let_serve,
             confine=self._warden.confine,
+            starter=self._starter,
         )
 
-    def _job(self, name: str, table: AgentTable) -> Job:
-        assert table.module is not None
+    def _job(self, name: str, table: AgentPlan) -> Job:
         beside = self._folder.parent
         is_file = table.module.partition(":")[0].endswith(".py") or "/" in table.module
         return Job(
@@ -254,7 +259,7 @@ class Fleet:
                 word=self._word,
                 folder=str(self._folder),
                 concurrency=table.concurrency,
-                limits=self._began_with.limits.limits(),
+                limits=self._began_with.limits,
                 settings=table.settings,
                 nice=table.nice,
                 oom_score_adj=table.oom_score_adj,

@@ -8,7 +8,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from xnai.deploy.members import Job
-from xnai.deploy.settings import AgentTable, SupervisorTable
+from xnai.deploy.plan import AgentPlan, Policy
+from xnai.deploy.starting import Starter
 from xnai.deploy.supervisor.confining import Confined
 from xnai.deploy.supervisor.orders import NotReady
 from xnai.deploy.supervisor.place import Place, State
@@ -19,7 +20,7 @@ Show = Callable[[str, str, str], None]
 """Gets the label of a process, "stdout" or "stderr", and a line."""
 LetServe = Callable[[tuple[str, ...]], Awaitable[Job]]
 """Lets the agent serve some roles; returns what its processes are started with from then on."""
-Confine = Callable[[str, int, AgentTable], Confined | None]
+Confine = Callable[[str, int, AgentPlan], Confined | None]
 """Gets the label of a process, its id, and the settings to keep it to."""
 
 
@@ -43,11 +44,12 @@ class Group:
     def __init__(
         self,
         name: str,
-        table: AgentTable,
+        table: AgentPlan,
         job: Job,
         *,
-        policy: SupervisorTable,
+        policy: Policy,
         show: Show,
+        starter: Starter,
         let_serve: LetServe,
         confine: Confine,
     ) -> None:
@@ -55,7 +57,7 @@ class Group:
         self.wanted = table.replicas
         self.places: list[Place] = []
         self.ready, self.settled, self.gone = anyio.Event(), anyio.Event(), anyio.Event()
-        self._policy, self._show = policy, show
+        self._policy, self._show, self._starter = policy, show, starter
         self._let_serve, self._confine = let_serve, confine
         self._scope = anyio.CancelScope()
         self._changing = anyio.Lock()
@@ -111,7 +113,7 @@ class Group:
 
     # Changing
 
-    def take(self, table: AgentTable) -> None:
+    def take(self, table: AgentPlan) -> None:
         """Go by these settings from now on, where they concern no process that runs."""
         self.table = table
         for place in self.places:
@@ -146,7 +148,7 @@ class Group:
             raise NotReady(f"{self.name} does not come up: {wrong[0].last_error}")
 
     async def replace(
-        self, table: AgentTable | None = None, job: Job | None = None, *, alone: bool = False
+        self, table: AgentPlan | None = None, job: Job | None = None, *, alone: bool = False
     ) -> None:
         """New processes for the old ones, one after another: each takes tasks before the old one leaves.
 
@@ -207,6 +209,7 @@ class Group:
             restart=self.table.restart,
             show=lambda kind, line: self._show(label, kind, line),
             confine=lambda pid: self._confine(label, pid, self.table),
+            starter=self._starter,
             trial=trial,
         )
         place.on_settled = self._look

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
-from xnai.deploy.settings import Name, Replicas, Table
+from xnai.deploy.plan import MOST_REPLICAS
 from xnai.protocol.errors import XnaiError
 
 DEAD, WAITING = "dead", "waiting"
@@ -17,17 +19,17 @@ class NotReady(XnaiError):
     code = "not_ready"
 
 
-class Which(Table):
+class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One of the agents in the supervisor's own `xnai.toml`."""
 
-    agent: Name
+    agent: str
 
 
-class Scaling(Table):
+class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """So many processes of one of the agents."""
 
-    agent: Name
-    replicas: Replicas
+    agent: str
+    replicas: Annotated[int, msgspec.Meta(ge=0, le=MOST_REPLICAS)]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from xnai.deploy.members import Job, Member, Print
-from xnai.deploy.settings import SupervisorTable
+from xnai.deploy.plan import Policy
+from xnai.deploy.starting import Starter
 from xnai.deploy.supervisor.confining import Confined
 
 Confine = Callable[[int], Confined | None]
@@ -51,11 +52,12 @@ class Place:
         self,
         number: int,
         job: Job,
-        policy: SupervisorTable,
+        policy: Policy,
         *,
         restart: str,
         show: Print,
         confine: Confine,
+        starter: Starter,
         trial: bool = False,
     ) -> None:
         self.number, self.job, self.restart, self.trial = number, job, restart, trial
@@ -65,7 +67,8 @@ class Place:
         self.settled, self.gone = anyio.Event(), anyio.Event()
         self.on_settled: Callable[[], None] = lambda: None
         self.on_declared: Callable[[tuple[str, ...]], Awaitable[Job]]
-        self._policy, self._show, self._confine = policy, show, confine
+        self._policy, self._show, self._starter = policy, show, starter
+        self._confine = confine
         self._confined: Confined | None = None
         self._kills, self._killed_at = 0, -math.inf
         self._scope = anyio.CancelScope()
@@ -197,12 +200,12 @@ class Place:
         self.on_settled()
 
     def _new_member(self) -> Member:
-        member = Member(self.job, self._show, stop_timeout=self._policy.stop_timeout)
+        member = Member(self.job, self._show, self._starter, stop_timeout=self._policy.stop_timeout)
         member.on_start = self.confine
         return member
 
 
-def delay_after(deaths: int, policy: SupervisorTable) -> float:
+def delay_after(deaths: int, policy: Policy) -> float:
     """Seconds before the next start: the first one soon, later ones at random, so that a herd spreads."""
     if deaths <= 1:
         return policy.first_delay

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import anyio
 
 from xnai.deploy.console import Console
-from xnai.deploy.settings import AgentTable
+from xnai.deploy.plan import AgentPlan
 from xnai.deploy.supervisor.confining import DRAINED_AT, Confined, ControlGroups, Quota
 from xnai.deploy.supervisor.families import families, held
 from xnai.deploy.supervisor.group import Group
@@ -25,7 +25,7 @@ class Warden:
         self._groups = ControlGroups()
         self._told = set[str]()
 
-    async def prepare(self, tables: Mapping[str, AgentTable]) -> None:
+    async def prepare(self, tables: Mapping[str, AgentPlan]) -> None:
         """Get ready for what these settings limit; what cannot be kept here is said once for each agent."""
         if all(quota_of(table) == Quota() for table in tables.values()):
             return
@@ -35,7 +35,7 @@ class Warden:
             self._told.update(names)
             self._console.say(f"cpu of {', '.join(names)} cannot be kept here: {why}")
 
-    def confine(self, label: str, pid: int, table: AgentTable) -> Confined | None:
+    def confine(self, label: str, pid: int, table: AgentPlan) -> Confined | None:
         """Keep a process to its settings; None where only looking helps, which `watch` does."""
         try:
             return self._groups.confine(label, pid, quota_of(table))
@@ -72,6 +72,6 @@ def _look_at(place: Place, members: list[int], most: int) -> None:
         place.outgrow(holds, most)
 
 
-def quota_of(table: AgentTable) -> Quota:
+def quota_of(table: AgentPlan) -> Quota:
     """What the settings of an agent let each of its processes take."""
     return Quota(memory=table.memory, cpu=table.cpu)
