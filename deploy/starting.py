@@ -1,7 +1,7 @@
 """Starting Python processes: forked by one that has done the imports, or plainly where that cannot be.
 
 Both ways make the same: our child, in a session of its own, with three streams to us. Forked, it costs a
-small part of the time, and what was imported once is in memory once (docs/decisions/0007).
+small part of the time, and what was imported once is in memory once (docs/decisions/0008).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ CLONE = {"x86_64": 56, "aarch64": 220}
 """The number of the system call clone(2), where we know it and the order of its arguments."""
 _ROOM = 4096  # bytes of the argument over which processes that were forked write their own
 _LONGEST = 1 << 16  # bytes of an order
-_PATIENCE = 10.0  # seconds for a fork, which takes milliseconds, and for imports
+_COMING_UP = 60.0  # seconds for imports on a busy machine; then agents are started plainly
+_PATIENCE = 20.0  # seconds for a fork, which takes milliseconds
 _AGAIN = 1.0
 _MOST_FAILURES = 3
 _SERVER = "xnai.deploy.forkserver"
@@ -110,7 +111,7 @@ class Starter:
             OSError: it cannot be started there.
         """
         if not any(name.startswith(AT_THE_START) for name in env):
-            with anyio.move_on_after(_PATIENCE):
+            with anyio.move_on_after(_COMING_UP):
                 await self._settled.wait()
             order = msgspec.json.encode(Order(module, words, cwd, dict(env))) + b"\n"
             if len(order) <= _LONGEST and (forked := await self._fork(order)) is not None:
