@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         registry.registry_lookup,
         registry.card_change,
         permissions.permissions,
+        permissions.two_accounts,
         stack.up_ten_agents,
         stack.supervisor_memory_mb,
         stack.fifty_idle_cpu,

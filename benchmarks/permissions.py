@@ -1,4 +1,4 @@
-"""What it costs that the broker checks who may what."""
+"""What it costs that the broker knows its members, and checks who may what."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import anyio
+import msgspec
+
 from benchmarks.harness import Figure, Program, Size, driven, figure, in_turns
 from benchmarks.stages import OURS, our_caller
 from benchmarks.tasks import IN_FLIGHT, throughput
-from xnai.bus import Limits, open_bus, open_server
+from xnai.bus import Limits, Server, ServerOptions, open_bus
+from xnai.bus.accounts import MEMBERS, accounts
 from xnai.bus.keeper_service import KeeperService
 from xnai.bus.keys import SUFFIX, make_key
 from xnai.bus.locating import Address
@@ -21,9 +25,20 @@ from xnai.protocol.names import SYSTEM
 _WARM_UP = 500
 
 
+class _Trusting(Server):
+    """Knows everybody by their keys, in the same accounts, and lets them do whatever they want."""
+
+    def _config(self) -> str:
+        told = accounts(self.identities or ())
+        table = msgspec.json.decode(told.removeprefix("accounts: "))
+        for user in table[MEMBERS]["users"]:
+            del user["permissions"]
+        return super()._config().replace(told, f"accounts: {msgspec.json.encode(table).decode()}")
+
+
 @asynccontextmanager
-async def _known_caller() -> AsyncIterator[Program]:
-    """A caller and a worker whom the broker knows by their keys, and confines."""
+async def _known_caller(kind: type[Server] = Server) -> AsyncIterator[Program]:
+    """A caller and a worker whom the broker knows by their keys."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         keys = folder / "keys"
@@ -33,7 +48,9 @@ async def _known_caller() -> AsyncIterator[Program]:
             Identity(name=name, kind=kind, keys=(make_key(keys / f"{name}{SUFFIX}").public,))
             for name, kind in kinds.items()
         ]
-        server = await stack.enter_async_context(open_server(folder / "server", identities=identities))
+        server = kind(folder / "server", ServerOptions(), identities)
+        stack.push_async_callback(_stop, server)
+        await server.start()
         at = Address(url=server.url, key=str(keys))
         keeper = await stack.enter_async_context(open_bus(at.as_system(), name="keeper"))
         await declare_shared(keeper.api, Limits())
@@ -43,10 +60,25 @@ async def _known_caller() -> AsyncIterator[Program]:
         yield await stack.enter_async_context(driven(OURS, "caller", server.url, str(keys)))
 
 
+async def _stop(server: Server) -> None:
+    with anyio.CancelScope(shield=True):
+        await server.stop()
+
+
+async def _compare(name: str, ours: Program, floor: Program, size: Size, *, bar: float) -> Figure:
+    for caller in (ours, floor):
+        await caller.ask("throughput", _WARM_UP, IN_FLIGHT)
+    pairs = await in_turns(throughput(ours, size), throughput(floor, size), 2 * size.slices)
+    return figure(name, pairs, unit="tasks/s", bar=bar)
+
+
 async def permissions(size: Size) -> Figure:
-    """Tasks per second where the broker knows and confines everybody. The floor: one token for all."""
+    """Tasks per second where each may do what it is there for. The floor: the same without any limits."""
+    async with _known_caller() as confined, _known_caller(_Trusting) as trusted:
+        return await _compare("permissions", confined, trusted, size, bar=0.97)
+
+
+async def two_accounts(size: Size) -> Figure:
+    """Tasks per second where the streams are in an account of their own. The floor: one token for all."""
     async with _known_caller() as known, our_caller() as (trusted, _):
-        for caller in (known, trusted):
-            await caller.ask("throughput", _WARM_UP, IN_FLIGHT)
-        pairs = await in_turns(throughput(known, size), throughput(trusted, size), size.slices)
-    return figure("permissions", pairs, unit="tasks/s", bar=0.65)
+        return await _compare("two_accounts", known, trusted, size, bar=0.6)

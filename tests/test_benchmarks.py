@@ -26,6 +26,7 @@ TINY = Size(
 )
 NAMES = {
     "permissions",
+    "two_accounts",
     "task_throughput",
     "task_latency",
     "messages_per_task",
