@@ -39,11 +39,11 @@ def genuine(frame: Frame) -> EventSubject | None:
 def stands_for(frame: Frame, subject: str) -> bool:
     """Whether the broker says of this frame that it is stored under `subject`.
 
-    A writer may have said so itself, and have had its message handed out here: then the broker's word
-    stands beside its own, so it must be the only one.
+    A writer may have said so itself, in these letters, and have had its message handed out here: then the
+    broker's word stands beside its own, so it must be the only one.
     """
-    said = frame.head.lower()
-    return said.count(b"\r\nnats-subject:") == 1 and f"\r\nNats-Subject: {subject}\r\n".encode() in frame.head
+    head = frame.head
+    return f"\r\nNats-Subject: {subject}\r\n".encode() in head and head.count(b"\r\nNats-Subject:") == 1
 
 
 def sequence_of(frame: Frame) -> int:
