@@ -13,6 +13,7 @@ import msgspec
 from xnai.bus import Bus, Server, ServerOptions
 from xnai.bus.background import background_tasks
 from xnai.bus.locating import Address, login_name, sender_name
+from xnai.deploy.identity.certificates import SERVER_NAME, own_certificates
 from xnai.deploy.identity.door import Door, OwnDoor
 from xnai.deploy.identity.keyring import Keyring
 from xnai.deploy.identity.remote import RemoteDoor
@@ -65,7 +66,7 @@ async def open_broker(stack: Stack, plan: Plan, name: str, say: Say) -> AsyncIte
         yield Broker(msgspec.structs.replace(joined, pid=os.getpid()), keyring)
         return
     keyring.ensure_all(agents=list(plan.agents), people=[login_name(), sender_name(None)])
-    options, ca, server_name = _options(table, stack.folder)
+    options, ca, server_name = await _options(table, stack.folder)
     async with stack.server(options, keyring.members()) as server, background_tasks() as tasks:
         tasks.start_soon(_restart, server, say)
         say(f"nats-server listens at {server.url}, its data is in {server.folder}")
@@ -74,16 +75,14 @@ async def open_broker(stack: Stack, plan: Plan, name: str, say: Say) -> AsyncIte
         yield Broker(address, keyring, server)
 
 
-def _options(table: ServerPlan, folder: Path) -> tuple[ServerOptions, str | None, str | None]:
+async def _options(table: ServerPlan, folder: Path) -> tuple[ServerOptions, str | None, str | None]:
     """How our own server runs, who vouches for it, and under what name."""
     if not table.tls:
         return table, None, None
     if table.certificate is not None:
         given = {"certificate": _absolute(table.certificate), "key": _absolute(table.key)}
         return msgspec.structs.replace(table, **given), _absolute(table.ca), None
-    from xnai.deploy.identity.certificates import SERVER_NAME, own_certificates  # what makes them is large
-
-    own = own_certificates(folder / "tls")
+    own = await own_certificates(folder / "tls")
     options = msgspec.structs.replace(table, certificate=str(own.certificate), key=str(own.key))
     return options, str(own.ca), SERVER_NAME
 

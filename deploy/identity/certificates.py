@@ -7,8 +7,11 @@ server is and whatever it is called there.
 from __future__ import annotations
 
 import datetime
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
 
 from xnai.bus.secrets import write_secret
 from xnai.protocol.errors import InvalidSettings
@@ -31,13 +34,29 @@ class Certificates(NamedTuple):
     key: Path
 
 
-def own_certificates(folder: Path) -> Certificates:
+async def own_certificates(folder: Path) -> Certificates:
     """Those in `folder`; made where they are missing, and made again before they end.
 
+    A process of its own does it: the library takes 13 MB, which whoever asks would keep.
+
     Raises:
-        InvalidSettings: the package that makes them is missing.
+        InvalidSettings: the package that makes them is missing, or what is there is no certificate.
     """
-    files = Certificates(folder / "ca.pem", folder / "server.pem", folder / "server.key")
+    command = [sys.executable, "-P", "-m", "xnai.deploy.identity.certificates", str(folder)]
+    done = await anyio.run_process(command, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise InvalidSettings(said[-1] if said else f"The certificates in {folder} cannot be made.")
+    return _files(folder)
+
+
+def _files(folder: Path) -> Certificates:
+    return Certificates(folder / "ca.pem", folder / "server.pem", folder / "server.key")
+
+
+def make(folder: Path) -> Certificates:
+    """What `own_certificates` does, here and now."""
+    files = _files(folder)
     if all(file.exists() for file in files) and _left(files.certificate) > _RENEWED:
         return files
     try:
@@ -132,3 +151,10 @@ def _pem_of_key(key: EllipticCurvePrivateKey) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+if __name__ == "__main__":
+    try:
+        make(Path(sys.argv[1]))
+    except InvalidSettings as error:
+        sys.exit(str(error))
