@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ from xnai.protocol.errors import (
 log = logging.getLogger(__name__)
 _QUEUE = "keepers"  # several may run: one of them answers
 _TIMEOUT = 20.0
+_COMING_BACK = 5.0  # seconds that a keeper may need after the broker was away, or keys have changed
+_TRY_AGAIN = 0.1
 _AT_ONCE = 32  # questions that are looked into; the others wait
 _MOST_WAITING = 256  # questions of one asker
 _LONGEST = 64 << 10  # bytes of a question
@@ -55,17 +58,23 @@ _read_reply = msgspec.json.Decoder(Reply).decode
 async def ask_keeper(
     transport: Transport, subject: str, question: object = None, *, timeout: float = _TIMEOUT
 ) -> bytes:
-    """The keeper's answer, as JSON.
+    """The keeper's answer, as JSON. One that has lost its link, as we may have just now, is waited for.
 
     Raises:
-        Unavailable: no keeper is there, or it does not answer.
+        Unavailable: no keeper comes, or it does not answer.
         NotAllowed: the broker or the keeper forbids it.
         Busy, InvalidArgument: the keeper says so.
     """
-    try:
-        frame = await transport.request(subject, msgspec.json.encode(question), timeout=timeout)
-    except NoResponders:
-        raise Unavailable("No keeper answers: it runs inside `xnai up`.") from None
+    asked = msgspec.json.encode(question)
+    until = time.monotonic() + min(timeout, _COMING_BACK)
+    while True:
+        try:
+            frame = await transport.request(subject, asked, timeout=timeout)
+            break
+        except NoResponders:
+            if time.monotonic() >= until:
+                raise Unavailable("No keeper answers: it runs inside `xnai up`.") from None
+        await anyio.sleep(_TRY_AGAIN)
     reply = _read_reply(frame.data)
     if reply.error is not None:
         raise _KINDS.get(reply.error.code, Unavailable)(reply.error.message)

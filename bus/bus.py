@@ -226,8 +226,10 @@ class Bus:
                 f"Ask again later for the task {task.id}."
             ) from None
 
-    def _leave(self, task: Envelope) -> None:
+    def _leave(self, task: Envelope, why: BaseException | None = None) -> None:
         """Nobody waits any more. A task of its own, because whoever waited may not wait for this either."""
+        if isinstance(why, Unavailable):  # whoever is told that may ask again
+            return
         with suppress(RuntimeError):  # the bus is closed: a generator that was dropped ends that late
             self._tasks.start_soon(self._abandon, task)
 
@@ -325,7 +327,7 @@ class Bus:
 
         Raises:
             StreamChanged: after a crash, the new attempt yields something else than was handed out.
-            TaskFailed and the others: as for `call`.
+            TaskFailed and the others: as for `call`. After Unavailable the task goes on, and its `id` reads it.
         """
         order = await self.sender.order(to, payload, lane=lane, ttl=timeout, id=id, context=context)
         async with aclosing(self.run_stream(order, returns)) as chunks:
@@ -339,7 +341,7 @@ class Bus:
         task = self.sender.envelope(order)
         reader = ChunkReader(task.id, task.agent, self.blobs, codec_of(returns))
         async with AsyncExitStack() as stack:
-            stack.callback(lambda: self._leave(task) if reader.outcome is None and abandon() else None)
+            stack.push(lambda _, why, __: None if reader.outcome or not abandon() else self._leave(task, why))
             stack.enter_context(self.hearing.listen(task.id, reader.take))
             stack.enter_context(self.transport.when_lost(reader.read_again))
             sent = await self._send(order, task)

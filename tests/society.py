@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import anyio
 import msgspec
+from anyio.abc import TaskStatus
 
 from xnai.agents import Agent, Worker, serve
 from xnai.bus import Bus, Limits, Server, open_bus, open_server
+from xnai.bus.background import background_tasks
 from xnai.bus.keeper_service import KeeperService
 from xnai.bus.keys import SUFFIX, make_key
 from xnai.bus.locating import Address
@@ -26,6 +29,21 @@ class Society:
 
     def __init__(self, server: Server, keys: Path, keeper: Bus) -> None:
         self.server, self.keys, self.keeper = server, keys, keeper
+        self._keeping, self._kept = anyio.CancelScope(), anyio.Event()
+
+    async def keep(self, *, task_status: TaskStatus[None]) -> None:
+        """Let the keeper answer, until it is to leave."""
+        self._keeping, self._kept = anyio.CancelScope(), anyio.Event()
+        with self._keeping:
+            async with KeeperService(self.keeper.transport, SMALL).open():
+                task_status.started()
+                await anyio.sleep_forever()
+        self._kept.set()
+
+    async def keeper_leaves(self) -> None:
+        """It answers no more; `keep` lets it answer again."""
+        self._keeping.cancel()
+        await self._kept.wait()
 
     def address(self, *, url: str | None = None) -> Address:
         return Address(url=url or self.server.url, key=str(self.keys))
@@ -93,8 +111,9 @@ async def society(*identities: Identity) -> AsyncIterator[Society]:
         at = Address(url=server.url, key=str(keys / f"{SYSTEM}{SUFFIX}"))
         keeper = await stack.enter_async_context(open_bus(at, name="keeper"))
         await declare_shared(keeper.api, SMALL)
-        await stack.enter_async_context(KeeperService(keeper.transport, SMALL).open())
         known = Society(server, keys, keeper)
+        tasks = await stack.enter_async_context(background_tasks())
+        await tasks.start(known.keep)
         await known.know(*identities)
         agents = (Kind.AGENT, Kind.SUPERVISOR)
         await known.declare(*(who.name for who in identities if who.kind in agents))
