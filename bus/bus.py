@@ -327,7 +327,7 @@ class Bus:
 
         Raises:
             StreamChanged: after a crash, the new attempt yields something else than was handed out.
-            TaskFailed and the others: as for `call`. After Unavailable the task goes on, and its `id` reads it.
+            TaskFailed and the others: as for `call`. After Unavailable the task goes on: its `id` reads it.
         """
         order = await self.sender.order(to, payload, lane=lane, ttl=timeout, id=id, context=context)
         async with aclosing(self.run_stream(order, returns)) as chunks:

@@ -46,9 +46,9 @@ async def ask(bus: Bus, to: str, payload: object, *, id: str, by: str, write: Wr
     try:
         answer = await bus.call(to, payload, id=id, timeout=TIMEOUT)
     except XnaiError as error:
-        write(_failure(id, by, error))
+        write(failure(id, by, error))
     else:
-        write(Returned(id=id, by=by, state=TaskState.COMPLETED, answer=_json(answer)))
+        write(Returned(id=id, by=by, state=TaskState.COMPLETED, answer=as_json(answer)))
 
 
 async def read(bus: Bus, to: str, payload: object, *, id: str, by: str, write: Write) -> None:
@@ -57,9 +57,9 @@ async def read(bus: Bus, to: str, payload: object, *, id: str, by: str, write: W
     try:
         async with aclosing(bus.stream(to, payload, int, id=id, timeout=TIMEOUT)) as chunks:
             async for chunk in chunks:
-                write(Yielded(id=id, by=by, value=_json(chunk)))
+                write(Yielded(id=id, by=by, value=as_json(chunk)))
     except XnaiError as error:
-        write(_failure(id, by, error))
+        write(failure(id, by, error))
     else:
         write(Returned(id=id, by=by, state=TaskState.COMPLETED))
 
@@ -84,7 +84,8 @@ async def follow(bus: Bus, id: str, *, by: str, write: Write) -> None:
     write(Followed(id=id, by=by))
 
 
-def _failure(id: str, by: str, error: XnaiError) -> Returned:
+def failure(id: str, by: str, error: XnaiError) -> Returned:
+    """What a caller was told instead of an answer."""
     state = error.task.status.state if isinstance(error, TaskFailed) else error.code
     return Returned(id=id, by=by, state=state, answer=error.code)
 
@@ -98,7 +99,8 @@ def _digest(event: Event) -> str:
     return hashlib.sha256(encode(event.body)).hexdigest()[:16]
 
 
-def _json(value: object) -> str:
+def as_json(value: object) -> str:
+    """An answer, or a chunk of one, as the records have it."""
     return encode(value).decode()
 
 
@@ -133,4 +135,4 @@ def _answer(outcome: Task) -> str:
 
 
 def _value(part: Part) -> str:
-    return _json(part.text) if part.text is not None else bytes(part.data).decode()
+    return as_json(part.text) if part.text is not None else bytes(part.data).decode()
