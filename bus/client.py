@@ -101,6 +101,10 @@ class Client(NatsClient):
         """Hand all that is sent to `subject` to `receive`, at once, in order; one of a `queue` hears it."""
         return await self.subscribe(subject, queue, future=_Receiver(receive))  # type: ignore[arg-type]
 
+    def move(self, subscription: Subscription, subject: str) -> None:
+        """Let it hear `subject` instead from the next link on; to be called while there is none."""
+        subscription._subject = subject
+
     async def drop(self, subscription: Subscription) -> None:
         """End a subscription without losing what is on its way: it is heard until the server has agreed."""
         await self._send_unsubscribe(subscription._id)

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
+from nats.aio.subscription import Subscription
 
 from xnai.bus.background import background_tasks
 from xnai.bus.client import Client
@@ -143,7 +144,7 @@ class Puller:
         self._busy_until = 0.0
         self._look = anyio.Event()
         self._stopped = False
-        self._subscriptions: list[object] = []
+        self._subscriptions: list[tuple[Lane, Subscription]] = []
         self._paused = False
         self._asks = False
 
@@ -167,13 +168,14 @@ class Puller:
         """Hand deliveries to `receive` while the context is open. On entry the first pulls are sent."""
         for lane in self._lanes:
             receiver = self._receiver(lane, receive)
-            self._subscriptions.append(await self.client.listen(f"{lane.inbox}.*", receiver))
+            self._subscriptions.append((lane, await self.client.listen(f"{lane.inbox}.*", receiver)))
         try:
-            async with background_tasks() as tasks:
-                self._top_up()
-                tasks.start_soon(self._watch)
-                tasks.start_soon(self._begin_anew_after_reconnects)
-                yield
+            with self._transport.when_lost(self._listen_elsewhere):
+                async with background_tasks() as tasks:
+                    self._top_up()
+                    tasks.start_soon(self._watch)
+                    tasks.start_soon(self._begin_anew_after_reconnects)
+                    yield
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_HEARTBEAT):
                 await self.stop()
@@ -182,17 +184,28 @@ class Puller:
         """Ask for nothing more. On return everything that was on its way has been received."""
         self._stopped = True
         while self._subscriptions:
-            await self._drop(self._subscriptions.pop())
+            _, subscription = self._subscriptions.pop()
+            await self._drop(subscription)
 
     def pause(self, paused: bool) -> None:
         """Ask for nothing for a while, or go on."""
         self._paused = paused
         self._look.set()
 
-    async def _drop(self, subscription: object) -> None:
+    def _listen_elsewhere(self) -> None:
+        """Have no interest in the answers of pulls that went with the link.
+
+        Between accounts the broker keeps an answer's way with the link that asked. It would hand tasks to a
+        lost pull whose place is heard again, and they would get lost on that way until the ack wait is over.
+        """
+        for lane, subscription in self._subscriptions:
+            lane.inbox = self.client.new_inbox()
+            self.client.move(subscription, f"{lane.inbox}.*")
+
+    async def _drop(self, subscription: Subscription) -> None:
         """Tasks on their way are still received: a mere unsubscribe would leave them to the ack wait."""
         try:
-            await self.client.drop(subscription)  # type: ignore[arg-type]
+            await self.client.drop(subscription)
         except Exception as error:  # nats-py's own errors, when the link is down: nothing is on its way then
             log.info("a pull could not be ended in order: %s", error)
 
