@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from pydantic import BaseModel
 from terminal import ROOT
-from transcript import Player, blocks
+from transcript import CONSOLE, Player, blocks, steps
 
 from xnai.agents import Agent
 from xnai.agents.curation import sources
@@ -168,6 +168,20 @@ def test_the_exit_statuses_are_those_of_the_commands() -> None:
 
 
 # The README and the pages
+
+
+def test_each_command_but_a_few_is_shown_with_what_it_prints_on_a_page_that_is_played() -> None:
+    played = [ROOT / "README.md", DOCS / "tutorial.md", DOCS / "operations.md"]
+    shown = {
+        command
+        for page in played
+        for block in blocks(page.read_text())
+        if block.kind == CONSOLE
+        for step in steps(block.text)
+        if step.command and any(line.strip("…") for line in step.printed)
+        for command in re.findall(r"\bxnai (\w+)", step.command)
+    }
+    assert set(COMMANDS) - shown == {"run", "completion"}  # the first goes on, the second is for a shell
 
 
 async def test_the_readme_prints_what_it_shows(tmp_path: Path) -> None:
