@@ -96,7 +96,7 @@ class JetStream:
             ApiError: the server refuses.
             Unavailable: it does not answer.
         """
-        frame = await self.transport.request(f"$JS.API.{what}", b"" if body is None else _encode(body))
+        frame = await self.transport.ask_api(what, b"" if body is None else _encode(body))
         answer: dict[str, Any] = msgspec.json.decode(frame.data)
         if error := answer.get("error"):
             number = error.get("err_code", 0)

@@ -30,6 +30,8 @@ _REQUEST_TIMEOUT = 5.0
 _PING_INTERVAL = 10
 _RECONNECT_DELAY = 0.2
 _REFUSED_FOR_GOOD = 5.0  # seconds: while a key changes, the old one may be refused for a moment
+_RELOADING = 2.0  # seconds in which the stream API is back, whose accounts the broker sets up anew
+_ASK_AGAIN = 0.02
 _VIOLATION = re.compile(r"permissions violation for (publish|subscription) to \"?([^\s\"]+)")
 
 
@@ -143,7 +145,7 @@ class Transport:
     async def _check_server(self) -> None:
         version = self.client.connected_server_version
         try:
-            answer = await self.request("$JS.API.INFO")
+            answer = await self.ask_api("INFO")
         except NoResponders:
             raise NotAllowed(f"The server at {self.address} offers no JetStream to this login.") from None
         if _read_account(answer.data).api.level < _NEEDED_API_LEVEL:
@@ -163,6 +165,21 @@ class Transport:
         if frame.status == 503:
             raise NoResponders(f"Nobody answers on {subject}.")
         return frame
+
+    async def ask_api(self, what: str, data: bytes = b"") -> Frame:
+        """What the stream API answers. While the broker reads who is let in, it is nowhere for a moment.
+
+        Raises:
+            NoResponders, Unavailable: as `request`.
+        """
+        until = time.monotonic() + _RELOADING
+        while True:
+            try:
+                return await self.request(f"$JS.API.{what}", data)
+            except NoResponders:
+                if time.monotonic() >= until:
+                    raise
+            await anyio.sleep(_ASK_AGAIN)
 
     async def request_all(
         self, subjects: Iterable[str], data: bytes = b"", *, timeout: float = _REQUEST_TIMEOUT
@@ -264,7 +281,7 @@ class Transport:
 
         A question, because it is asked again when the link is lost meanwhile. Raises Unavailable.
         """
-        await self.request("$JS.API.INFO")
+        await self.ask_api("INFO")
 
     async def reconnections(self) -> AsyncIterator[None]:
         """Yield after each time that the link was lost and found; two in quick succession may be one."""
