@@ -76,10 +76,11 @@ class Stack:
     async def until_ps(self, fits: Callable[[list[Row]], bool]) -> list[Row]:
         """Ask until it says what is expected: a busy machine takes a while to come to that."""
         rows: list[Row] = []
-        with anyio.fail_after(PATIENCE):
+        with anyio.move_on_after(PATIENCE):
             while not fits(rows := await self.ps()):
                 pass
-        return rows
+            return rows
+        raise AssertionError(f"xnai ps goes on to say {rows}")
 
     async def until_well(self, **restarts: list[int]) -> list[Row]:
         """Ask until these agents have all their processes at work: one for each number, of its restarts."""
@@ -94,12 +95,13 @@ class Stack:
     async def until_agents(self, expected: set[int]) -> dict[int, Row]:
         """Ask `xnai agents` until these hold cards, and supervisors besides; returns what they say."""
         held: dict[int, Row] = {}
-        with anyio.fail_after(PATIENCE):
+        with anyio.move_on_after(PATIENCE):
             while set(held) != expected:
                 cards = await self.does("agents")
                 said = [card["capabilities"]["extensions"][0]["params"] for card in cards]
                 held = {each["pid"]: each for each in said if "supervisor" not in each["roles"]}
-        return held
+            return held
+        raise AssertionError(f"xnai agents goes on to say {held}, and not {expected}")
 
 
 def column(rows: list[Row], agent: str, name: str) -> list[Any]:
