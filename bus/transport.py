@@ -29,6 +29,7 @@ _NEEDED_API_LEVEL = 2
 _REQUEST_TIMEOUT = 5.0
 _PING_INTERVAL = 10
 _RECONNECT_DELAY = 0.2
+_ASKED_AGAIN = (0.03, 0.1)  # seconds; reading them again takes the server a few milliseconds
 _REFUSED_FOR_GOOD = 5.0  # seconds: while a key changes, the old one may be refused for a moment
 _VIOLATION = re.compile(r"permissions violation for (publish|subscription) to \"?([^\s\"]+)")
 
@@ -92,6 +93,8 @@ class Transport:
         self.when_denied: list[Callable[[str], None]] = []
         self._asked_now: set[tuple[str, asyncio.Future[Any]]] = set()
         self._refused_since = math.inf
+        self._refusal: NotAllowed | None = None
+        self._is_in = False
 
     @property
     def silence(self) -> NotAllowed | None:
@@ -139,9 +142,12 @@ class Transport:
         self.inbox = self.client.new_inbox()
         await self.client.listen(f"{self.inbox}.*", self._answered)
         await self._check_server()
+        self._is_in = True
 
     async def _check_server(self) -> None:
         version = self.client.connected_server_version
+        if self._refusal is not None:
+            raise self._refusal
         try:
             answer = await self.request("$JS.API.INFO")
         except NoResponders:
@@ -169,9 +175,25 @@ class Transport:
     ) -> list[Frame]:
         """The first answer to each of several questions, asked at once; status 503 where nobody listens.
 
+        While the server reads again who is who, nobody seems to listen: where it knows us by a key, these
+        are asked again.
+
         Raises:
             Unavailable: they did not all come within `timeout` seconds.
         """
+        asked = list(subjects)
+        frames = await self._ask_all(asked, data, timeout)
+        for delay in _ASKED_AGAIN if self.confined else ():
+            left = [number for number, frame in enumerate(frames) if frame.status == 503]
+            if not left:
+                break
+            await anyio.sleep(delay)
+            again = await self._ask_all([asked[number] for number in left], data, timeout)
+            for number, frame in zip(left, again, strict=True):
+                frames[number] = frame
+        return frames
+
+    async def _ask_all(self, subjects: list[str], data: bytes, timeout: float) -> list[Frame]:
         with ExitStack() as stack:
             answers = [stack.enter_context(self._asked(subject, data)) for subject in subjects]
             until = time.monotonic() + timeout
@@ -315,10 +337,22 @@ class Transport:
         said = str(error).lower()
         if "authorization" in said or "authentication" in said:
             self._refused_since = min(self._refused_since, time.monotonic())
+            self._turn_away("does not take {} any more")
         denied = _VIOLATION.search(said)
         log.log(logging.WARNING if denied else logging.DEBUG, "the broker says: %s", error)
         if denied and denied[1] == "publish":
             self._denied(denied[2])
+        elif denied and denied[2].startswith(self.inbox.lower()):
+            self._turn_away("knows {} as that of somebody else")
+
+    def _turn_away(self, why: str) -> None:
+        """While we come in, a refusal is for good: nothing will be answered."""
+        if not self._is_in:
+            shown = f"the key {self.key.file}" if self.key else "our token"
+            self._refusal = NotAllowed(f"The broker at {self.address} {why.format(shown)}.")
+            for _, answer in self._asked_now:
+                if not answer.done():
+                    answer.set_exception(self._refusal)
 
     def _denied(self, subject: str) -> None:
         """The broker forbids to say anything on a subject, which nats-py has put into small letters."""
