@@ -143,7 +143,7 @@ class Publisher:
         if pending is None or pending.stored.done():
             return
         if not frame.data:
-            if self._transport.confined and not pending.refused:  # the server may be reading who is who
+            if self._transport.key and not pending.refused:  # the server may be reading who is who
                 pending.refused, pending.sent = True, 0.0
             else:
                 pending.stored.set_exception(NoResponders(f"No stream takes {pending.subject}."))

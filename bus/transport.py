@@ -175,15 +175,15 @@ class Transport:
     ) -> list[Frame]:
         """The first answer to each of several questions, asked at once; status 503 where nobody listens.
 
-        While the server reads again who is who, nobody seems to listen: where it knows us by a key, these
-        are asked again.
+        While the server reads again who is who, nobody seems to listen: where it knows us by a key, what
+        nobody answers is asked again.
 
         Raises:
             Unavailable: they did not all come within `timeout` seconds.
         """
         asked = list(subjects)
         frames = await self._ask_all(asked, data, timeout)
-        for delay in _ASKED_AGAIN if self.confined else ():
+        for delay in _ASKED_AGAIN if self.key else ():
             left = [number for number, frame in enumerate(frames) if frame.status == 503]
             if not left:
                 break
