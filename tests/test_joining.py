@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import msgspec
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -27,6 +28,7 @@ from xnai.deploy.identity.certificates import Certificates, own_certificates
 from xnai.deploy.identity.joining import as_text, from_text
 from xnai.deploy.stack import Stack
 from xnai.deploy.supervisor.agent import agent_name
+from xnai.protocol import InvalidArgument
 
 NAME = sender_name(None)
 TLS = f"{QUICK}\n[server]\ntls = true\n"
@@ -72,6 +74,13 @@ async def join(folder: Path, word: str) -> Done:
     return await command("join", "-", folder=folder, stdin=word.encode())
 
 
+async def doubled(folder: Path, to: str) -> int:
+    """What an agent answers to somebody on the stack of a folder."""
+    done = await command("call", f"{to}.double", "21", folder=folder)
+    assert done.status == 0, done.err
+    return int(done.out)
+
+
 async def double(folder: Path, to: str, *, env: dict[str, str] | None = None) -> str:
     done = await command("call", f"{to}.double", "21", folder=folder, env=env)
     return done.out + done.err
@@ -82,7 +91,7 @@ async def double(folder: Path, to: str, *, env: dict[str, str] | None = None) ->
 
 @asynccontextmanager
 async def tls_server(folder: Path) -> AsyncIterator[tuple[Server, Certificates]]:
-    own = own_certificates(folder / "tls")
+    own = await own_certificates(folder / "tls")
     options = ServerOptions(certificate=str(own.certificate), key=str(own.key))
     async with open_server(folder / "server", options) as server:
         yield server, own
@@ -94,23 +103,24 @@ async def call(folder: Path, url: str, **env: str) -> str:
 
 
 async def test_only_the_owner_reads_what_vouches_for_a_server(tmp_path: Path) -> None:
-    own = own_certificates(tmp_path / "tls")
+    own = await own_certificates(tmp_path / "tls")
     assert not any(file.stat().st_mode & NOBODY_ELSE for file in (tmp_path / "tls", *own))
-    assert own_certificates(tmp_path / "tls") == own
+    assert await own_certificates(tmp_path / "tls") == own
     kept = own.ca.read_bytes()
     own.key.unlink()  # without it the others are of no use
-    assert own_certificates(tmp_path / "tls") == own
+    assert await own_certificates(tmp_path / "tls") == own
     assert own.ca.read_bytes() != kept
 
 
 async def test_a_server_that_is_not_the_one_it_should_be_is_told_nothing(tmp_path: Path) -> None:
-    other = own_certificates(tmp_path / "other")
+    other = await own_certificates(tmp_path / "other")
     async with tls_server(tmp_path) as (server, own):
         secret = {"XNAI_TOKEN": server.token}
         for ca in (other.ca, own.key, tmp_path / "none.pem"):
             said = await call(tmp_path, server.url, XNAI_CA=str(ca), **secret)
             assert said.startswith("error[not_allowed]: The ")
             assert server.token not in said
+        assert "error[unknown_agent]" in await call(tmp_path, server.url, XNAI_CA=str(own.ca), **secret)
         assert "is not who it should be" in await call(tmp_path, server.url, **secret)
         plain = await call(tmp_path, server.url.replace("tls:", "nats:"), **secret)
         assert plain.startswith("error[not_allowed]: The broker at nats://127.0.0.1:")
@@ -118,7 +128,7 @@ async def test_a_server_that_is_not_the_one_it_should_be_is_told_nothing(tmp_pat
 
 async def test_nothing_is_said_to_a_server_without_tls_where_tls_is_asked_for(tmp_path: Path) -> None:
     heard = b""
-    own = own_certificates(tmp_path / "tls")
+    own = await own_certificates(tmp_path / "tls")
     info = b'INFO {"server_id":"x","version":"2.12.0","headers":true,"max_payload":1048576,"nonce":"n"}\r\n'
 
     async def serve(client: anyio.abc.SocketStream) -> None:
@@ -181,7 +191,7 @@ async def test_given_certificates_are_used_and_travel_in_the_invitation(tmp_path
     write_stack(first, given, maths="")
     async with up(first) as stack:
         assert address(first).url.startswith("tls://127.0.0.1:")
-        assert await double(first, "maths") == "42\n"
+        assert await doubled(first, "maths") == 42
         done = await join(second, await invited(first))
         assert done.status == 0, done.err
         assert await double(second, "maths") == "42\n"
@@ -228,7 +238,7 @@ async def test_a_second_folder_joins_works_and_is_sent_away(tmp_path: Path) -> N
         done = await join(second, await invited(first))  # it may come again
         assert done.status == 0, done.err
         async with up(second) as joined:
-            assert await double(first, "reviewer") == "42\n"
+            assert await doubled(first, "reviewer") == 42
             assert await joined.stop() == 0
         assert await stack.stop() == 0
 
@@ -237,19 +247,15 @@ async def _refused(first: Path, second: Path) -> None:
     """Words that are none, or over; a stack that is up; names that belong to others: nothing is joined."""
     word = await invited(first, "--host", "localhost")
     assert from_text(word).url == address(first).url.replace("127.0.0.1", "localhost")
-    for wrong in (
-        "",
-        "hello",
-        word[:-9],
-        word.removeprefix("xnai-join-"),
-        f"{word}x=",
-        word.replace("a", "é"),
-    ):
-        assert "error[invalid_argument]: This is no invitation" in complaint(await join(second, wrong))
+    for wrong in ("", "hello", word.removeprefix("xnai-join-"), f"{word}x=", f"{word}é"):
+        with pytest.raises(InvalidArgument, match="This is no invitation"):
+            from_text(wrong)
+    assert "error[invalid_argument]: This is no invitation" in complaint(await join(second, word[:-9]))
     with Stack(second / STACK_FOLDER).locked():
         assert "is up. Take it down first: xnai down" in complaint(await join(second, word))
     assert "error[not_allowed]" in complaint(await join(second, await invited(first, "--for", "1ms")))
-    liar = msgspec.structs.replace(from_text(word), ca=own_certificates(second / "other").ca.read_text())
+    other = await own_certificates(second / "other")
+    liar = msgspec.structs.replace(from_text(word), ca=other.ca.read_text())
     assert "is not who it should be" in complaint(await join(second, as_text(liar)))
     write_stack(second, QUICK, alice="")
     said = complaint(await join(second, word))
@@ -267,9 +273,9 @@ async def _refused(first: Path, second: Path) -> None:
 
 
 async def _both_ways(first: Path, second: Path) -> None:
-    assert await double(first, "helper") == "42\n"
-    assert await double(first, "reviewer") == "42\n"
-    assert await double(second, "maths") == "42\n"
+    assert await doubled(first, "helper") == 42
+    assert await doubled(first, "reviewer") == 42
+    assert await doubled(second, "maths") == 42
     assert (await command("call", "maths.via", "reviewer", folder=second)).out == "8\n"
     assert (await command("call", "helper.via", "maths", folder=first)).out == "8\n"
     for folder in (first, second):
@@ -287,7 +293,7 @@ async def _changes(first: Path, second: Path) -> None:
     there = supervisor(second)
     write_stack(second, QUICK, helper="", extra="")
     assert (await command("up", folder=second)).out == "started extra\n"
-    assert await double(first, "extra") == "42\n"
+    assert await doubled(first, "extra") == 42
     assert (await known(first))[f"extra on {there}"]["kind"] == "agent"
     write_stack(second, QUICK, helper="")
     assert (await command("up", folder=second)).out == "stopped extra\n"
@@ -302,7 +308,7 @@ async def _changes(first: Path, second: Path) -> None:
     assert await double(second, "maths", env={"XNAI_NAME": "bob"}) == "42\n"
     async with program("run", "guest.py", folder=second) as guest:
         await guest.prints("ready guest")
-        assert await double(first, "guest") == "42\n"
+        assert await doubled(first, "guest") == 42
         assert await guest.stop() == 0
     assert {f"bob on {there}", f"guest on {there}"} <= (await known(first)).keys()
 
@@ -322,8 +328,8 @@ async def _rotated(first: Path, second: Path) -> None:
         assert len(after[f"{name} on {there}"]["keys"]) == 1
         assert after[f"{name} on {there}"]["keys"] != before[f"{name} on {there}"]["keys"]
     assert await double(second, "maths", env={"XNAI_NAME": "bob"}) == "42\n"
-    assert await double(first, "reviewer") == "42\n"
-    assert await double(second, "maths") == "42\n"
+    assert await doubled(first, "reviewer") == 42
+    assert await doubled(second, "maths") == 42
     assert processes(second, "helper") == pids
 
 
@@ -339,7 +345,7 @@ async def test_the_joined_side_waits_for_a_broker_that_goes_and_comes(tmp_path: 
             said = complaint(await command("call", "helper.double", "1", folder=second))
             assert said.startswith("error[no_bus]: Nothing answers at tls://127.0.0.1:")
             async with up(first) as again, visitor(first) as bus:
-                assert await double(first, "reviewer") == "42\n"
+                assert await doubled(first, "reviewer") == 42
                 for number, id in enumerate(ids):
                     assert await bus.call("helper.double", number, int, id=id, timeout=PATIENCE) == 2 * number
                 assert processes(second, "helper") == pids

@@ -68,6 +68,12 @@ def complaint(done: Done) -> str:
     return done.err.splitlines()[-1]
 
 
+async def doubled(folder: Path, to: str) -> int:
+    """What an agent answers to somebody on the stack of a folder."""
+    async with visitor(folder) as bus:
+        return await bus.call(f"{to}.double", 21, int, timeout=PATIENCE)
+
+
 async def double(folder: Path, to: str, *, env: dict[str, str] | None = None) -> Done:
     return await command("call", f"{to}.double", "21", folder=folder, env=env)
 
@@ -140,7 +146,7 @@ async def _first_members(folder: Path, stack: Program) -> None:
     assert sorted(stack.out) == ["helper | ready helper", "maths  | ready maths", "ready"]
     rows = json.loads((await command("ps", "--json", folder=folder)).out)
     assert [(row["restarts"], row["last_error"]) for row in rows] == [(0, None), (0, None)]
-    assert (await double(folder, "reviewer")).out == "42\n"
+    assert await doubled(folder, "reviewer") == 42
 
 
 async def _added(folder: Path) -> None:
@@ -156,15 +162,15 @@ async def _added(folder: Path) -> None:
     assert (added["name"], added["kind"], added["roles"]) == ("tool", "agent", [])
     assert (await keys(folder, "add", "maths", "--agent")).status == 0  # known already: nothing is taken
     assert (await listed(folder))["maths"]["roles"] == ["reviewer"]
-    assert (await double(folder, "reviewer")).out == "42\n"
+    assert await doubled(folder, "reviewer") == 42
 
 
 async def _run_by_hand(folder: Path) -> None:
     """An agent that the settings do not name is let in by itself, with its roles."""
     async with program("run", "guest.py", folder=folder) as guest:
         await guest.prints("ready guest")
-        assert (await double(folder, "guest")).out == "42\n"
-        assert (await double(folder, "visitor")).out == "42\n"
+        assert await doubled(folder, "guest") == 42
+        assert await doubled(folder, "visitor") == 42
         assert (await listed(folder))["guest"]["roles"] == ["visitor"]
         assert await guest.stop() == 0
 
@@ -223,10 +229,10 @@ async def test_an_agent_whose_key_is_revoked_is_given_up_until_it_is_let_in_agai
         await stack.says("and is given up: error[not_allowed]", times=2)
         assert (await keys(tmp_path, "add", "helper", "--agent")).status == 0
         assert (await command("restart", "helper", folder=tmp_path)).status == 0
-        assert (await double(tmp_path, "helper")).out == "42\n"
+        assert await doubled(tmp_path, "helper") == 42
         assert (await command("up", folder=tmp_path)).out == "restarted maths\n"
-        assert (await double(tmp_path, "maths")).out == "42\n"
-        assert (await double(tmp_path, "reviewer")).out == "42\n"
+        assert await doubled(tmp_path, "maths") == 42
+        assert await doubled(tmp_path, "reviewer") == 42
         assert (await listed(tmp_path))["maths"]["roles"] == ["reviewer"]
         assert await stack.stop() == 0
 
@@ -353,7 +359,7 @@ async def test_damaged_keys_and_lists_are_told_in_one_sentence_and_found_by_the_
         for words in (["list"], ["rotate"], ["add", "bob"]):
             assert sentence in complaint(await keys(tmp_path, *words))
         assert sentence in (await _diagnosis(tmp_path))["keys"]
-        assert (await double(tmp_path, "maths")).out == "42\n"
+        assert await doubled(tmp_path, "maths") == 42
         assert await stack.stop() == 0
     for words in (["up"], ["keys", "rotate"]):
         said = complaint(await command(*words, folder=tmp_path))
