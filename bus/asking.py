@@ -19,6 +19,7 @@ from xnai.protocol.errors import (
     Busy,
     InvalidArgument,
     InvalidPayload,
+    InvalidSettings,
     NotAllowed,
     Unavailable,
     XnaiError,
@@ -33,7 +34,8 @@ _AT_ONCE = 32  # questions that are looked into; the others wait
 _MOST_WAITING = 256  # questions of one asker
 _LONGEST = 64 << 10  # bytes of a question
 _UNFORESEEN = (ValueError, TypeError, LookupError, RecursionError, msgspec.MsgspecError)
-_KINDS: dict[str, type[XnaiError]] = {kind.code: kind for kind in (Busy, InvalidArgument, NotAllowed)}
+_TOLD = (Busy, InvalidArgument, InvalidSettings, NotAllowed)
+_KINDS: dict[str, type[XnaiError]] = {kind.code: kind for kind in _TOLD}
 Answer = Callable[[list[str], bytes], Awaitable[object]]
 """Gets the tokens of the subject and what was asked; what it returns is the answer."""
 
@@ -63,7 +65,7 @@ async def ask_keeper(
     Raises:
         Unavailable: no keeper comes, or it does not answer.
         NotAllowed: the broker or the keeper forbids it.
-        Busy, InvalidArgument: the keeper says so.
+        Busy, InvalidArgument, InvalidSettings: the keeper says so.
     """
     asked = msgspec.json.encode(question)
     until = time.monotonic() + min(timeout, _COMING_BACK)

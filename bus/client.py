@@ -19,7 +19,7 @@ from nats.errors import Error as NatsError
 from xnai.bus.keys import Key
 from xnai.bus.parser import Frame, MessageParser
 from xnai.bus.waiting import new_future
-from xnai.protocol.errors import InvalidPayload, Unavailable
+from xnai.protocol.errors import InvalidPayload, NotAllowed, Unavailable
 
 log = logging.getLogger(__name__)
 _SYNC_TIMEOUT = 2  # seconds; nats-py waits for an answer that a lost link never brings
@@ -116,7 +116,10 @@ class Client(NatsClient):
 
     def _connect_command(self) -> bytes:
         if self._key is not None:
-            self._public_nkey, self._signature_cb = self._key.public, self._key.sign
+            try:
+                self._public_nkey, self._signature_cb = self._key.public, self._key.sign
+            except NotAllowed as error:  # of ours: it would end nats-py's search for the link without a word
+                raise NatsError(f"nats: no authorization: {error}") from error
         return super()._connect_command()
 
     async def _process_connect_init(self) -> None:
@@ -144,9 +147,14 @@ class Client(NatsClient):
 
     async def shut(self) -> None:
         """Close for good. While the link is down nats-py would write to a transport that is gone."""
+        if self._flush_queue is None:  # it was never opened
+            return
         if not self.is_connected:
             self._pending.clear()
             self._pending_data_size = 0
+            if self._transport is not None:  # nats-py waits for its end, which failed TLS never tells
+                self._transport.close()  # type: ignore[no-untyped-call]
+                self._transport = None
         await self.close()
 
     def _deliver(self, sid: int, frame: Frame) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Annotated, Any, Protocol
 
+import anyio
 import msgspec
 
 from xnai.bus.asking import ask_keeper
@@ -28,6 +29,7 @@ _BATCH = 256
 _PAGE = 256 << 10  # bytes
 _MOST_SUBJECTS = 500  # the server refuses more than 1,024 results
 _READ_TIMEOUT = 10.0
+_ASKED_AGAIN = 0.05  # seconds
 _encode = msgspec.json.encode
 
 
@@ -96,7 +98,7 @@ class JetStream:
             ApiError: the server refuses.
             Unavailable: it does not answer.
         """
-        frame = await self.transport.ask_api(what, b"" if body is None else _encode(body))
+        frame = await self.transport.request(f"$JS.API.{what}", b"" if body is None else _encode(body))
         answer: dict[str, Any] = msgspec.json.decode(frame.data)
         if error := answer.get("error"):
             number = error.get("err_code", 0)
@@ -198,7 +200,7 @@ class JetStream:
         found, more = await self._batch(hand_out(stream), {"next_by_subj": subject, "seq": 1, "batch": 1})
         return (found[0] if found else None), more
 
-    async def _batch(self, subject: str, body: object) -> tuple[list[Stored], int]:
+    async def _batch(self, subject: str, body: object, *, again: bool = False) -> tuple[list[Stored], int]:
         """The messages of one batch read, and how many wait behind them."""
         found: list[Stored] = []
         ended: asyncio.Future[Frame] = new_future()
@@ -221,6 +223,9 @@ class JetStream:
                 raise Unavailable(
                     f"The broker did not answer {subject} within {_READ_TIMEOUT:g} s."
                 ) from None
+        if end.status == 503 and self.transport.key and not again:  # as in `Transport.request_all`
+            await anyio.sleep(_ASKED_AGAIN)
+            return await self._batch(subject, body, again=True)
         if end.status == 503:
             raise NoResponders(f"Nobody answers {subject}.")
         if end.status == 413:

@@ -62,12 +62,15 @@ class Key:
         except FileNotFoundError:
             name, folder = self.file.stem, self.file.parent
             raise NotAllowed(
-                f"There is no key for {name} in {folder}. Make one with: xnai keys add {name}"
+                f"There is no key for {name} in {folder}. Make one with: xnai keys add {name} "
+                "(with --agent for an agent)"
             ) from None
         except OSError as error:
             raise NotAllowed(f"The key {self.file} cannot be read: {error.strerror}.") from error
         except (nkeys.NkeysError, ValueError) as error:
-            raise NotAllowed(f"The file {self.file} holds no key.") from error
+            raise NotAllowed(
+                f"The file {self.file} holds no key. Make a new one with: xnai keys rotate {self.file.stem}"
+            ) from error
 
 
 def make_key(file: Path) -> Key:

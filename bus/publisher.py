@@ -48,12 +48,12 @@ _read_receipt = msgspec.json.Decoder(Receipt).decode
 
 
 class _Pending:
-    __slots__ = ("data", "head", "sent", "stored", "subject", "until")
+    __slots__ = ("data", "head", "refused", "sent", "stored", "subject", "until")
 
     def __init__(self, subject: str, data: bytes, head: str, timeout: float) -> None:
         self.subject, self.data, self.head = subject, data, head
         self.stored: asyncio.Future[Receipt] = new_future()
-        self.sent = time.monotonic()
+        self.sent, self.refused = time.monotonic(), False
         self.until = self.sent + timeout
 
 
@@ -143,7 +143,10 @@ class Publisher:
         if pending is None or pending.stored.done():
             return
         if not frame.data:
-            pending.stored.set_exception(NoResponders(f"No stream takes {pending.subject}."))
+            if self._transport.key and not pending.refused:  # the server may be reading who is who
+                pending.refused, pending.sent = True, 0.0
+            else:
+                pending.stored.set_exception(NoResponders(f"No stream takes {pending.subject}."))
             return
         receipt = _read_receipt(frame.data)
         if receipt.error is None:

@@ -29,9 +29,8 @@ _NEEDED_API_LEVEL = 2
 _REQUEST_TIMEOUT = 5.0
 _PING_INTERVAL = 10
 _RECONNECT_DELAY = 0.2
+_ASKED_AGAIN = (0.03, 0.1, 0.4)  # seconds; reading them again takes the server milliseconds, unless it is busy
 _REFUSED_FOR_GOOD = 5.0  # seconds: while a key changes, the old one may be refused for a moment
-_RELOADING = 2.0  # seconds in which the stream API is back, whose accounts the broker sets up anew
-_ASK_AGAIN = 0.02
 _VIOLATION = re.compile(r"permissions violation for (publish|subscription) to \"?([^\s\"]+)")
 
 
@@ -94,6 +93,8 @@ class Transport:
         self.when_denied: list[Callable[[str], None]] = []
         self._asked_now: set[tuple[str, asyncio.Future[Any]]] = set()
         self._refused_since = math.inf
+        self._refusal: NotAllowed | None = None
+        self._is_in = False
 
     @property
     def silence(self) -> NotAllowed | None:
@@ -141,11 +142,14 @@ class Transport:
         self.inbox = self.client.new_inbox()
         await self.client.listen(f"{self.inbox}.*", self._answered)
         await self._check_server()
+        self._is_in = True
 
     async def _check_server(self) -> None:
         version = self.client.connected_server_version
+        if self._refusal is not None:
+            raise self._refusal
         try:
-            answer = await self.ask_api("INFO")
+            answer = await self.request("$JS.API.INFO")
         except NoResponders:
             raise NotAllowed(f"The server at {self.address} offers no JetStream to this login.") from None
         if _read_account(answer.data).api.level < _NEEDED_API_LEVEL:
@@ -166,29 +170,30 @@ class Transport:
             raise NoResponders(f"Nobody answers on {subject}.")
         return frame
 
-    async def ask_api(self, what: str, data: bytes = b"") -> Frame:
-        """What the stream API answers. While the broker reads who is let in, it is nowhere for a moment.
-
-        Raises:
-            NoResponders, Unavailable: as `request`.
-        """
-        until = time.monotonic() + _RELOADING
-        while True:
-            try:
-                return await self.request(f"$JS.API.{what}", data)
-            except NoResponders:
-                if time.monotonic() >= until:
-                    raise
-            await anyio.sleep(_ASK_AGAIN)
-
     async def request_all(
         self, subjects: Iterable[str], data: bytes = b"", *, timeout: float = _REQUEST_TIMEOUT
     ) -> list[Frame]:
         """The first answer to each of several questions, asked at once; status 503 where nobody listens.
 
+        While the server reads again who is who, nobody seems to listen: where it knows us by a key, what
+        nobody answers is asked again.
+
         Raises:
             Unavailable: they did not all come within `timeout` seconds.
         """
+        asked = list(subjects)
+        frames = await self._ask_all(asked, data, timeout)
+        for delay in _ASKED_AGAIN if self.key else ():
+            left = [number for number, frame in enumerate(frames) if frame.status == 503]
+            if not left:
+                break
+            await anyio.sleep(delay)
+            again = await self._ask_all([asked[number] for number in left], data, timeout)
+            for number, frame in zip(left, again, strict=True):
+                frames[number] = frame
+        return frames
+
+    async def _ask_all(self, subjects: list[str], data: bytes, timeout: float) -> list[Frame]:
         with ExitStack() as stack:
             answers = [stack.enter_context(self._asked(subject, data)) for subject in subjects]
             until = time.monotonic() + timeout
@@ -281,7 +286,7 @@ class Transport:
 
         A question, because it is asked again when the link is lost meanwhile. Raises Unavailable.
         """
-        await self.ask_api("INFO")
+        await self.request("$JS.API.INFO")
 
     async def reconnections(self) -> AsyncIterator[None]:
         """Yield after each time that the link was lost and found; two in quick succession may be one."""
@@ -332,10 +337,22 @@ class Transport:
         said = str(error).lower()
         if "authorization" in said or "authentication" in said:
             self._refused_since = min(self._refused_since, time.monotonic())
+            self._turn_away("does not take {} any more")
         denied = _VIOLATION.search(said)
         log.log(logging.WARNING if denied else logging.DEBUG, "the broker says: %s", error)
         if denied and denied[1] == "publish":
             self._denied(denied[2])
+        elif denied and denied[2].startswith(self.inbox.lower()):
+            self._turn_away("knows {} as that of somebody else")
+
+    def _turn_away(self, why: str) -> None:
+        """While we come in, a refusal is for good: nothing will be answered."""
+        if not self._is_in:
+            shown = f"the key {self.key.file}" if self.key else "our token"
+            self._refusal = NotAllowed(f"The broker at {self.address} {why.format(shown)}.")
+            for _, answer in self._asked_now:
+                if not answer.done():
+                    answer.set_exception(self._refusal)
 
     def _denied(self, subject: str) -> None:
         """The broker forbids to say anything on a subject, which nats-py has put into small letters."""

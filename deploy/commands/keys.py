@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xnai.deploy.arguments import duration
 from xnai.deploy.output import say, show
 from xnai.deploy.statuses import Status
 
@@ -23,6 +24,9 @@ examples:
   xnai keys revoke alice           # her links are cut
   xnai keys invite --host bus.lan  # a word with which another machine may join, once
 """
+_NO_KEYS = (
+    "This broker lets in whoever shows its token, and knows no keys; or XNAI_KEY names one key, no folder."
+)
 _COLUMNS = ("NAME", "KIND", "ROLES", "MACHINE", "KEYS")
 
 
@@ -49,7 +53,12 @@ def add(commands: Any) -> None:
     inviting = actions.add_parser("invite", help="print an invitation for another machine")
     inviting.add_argument("--host", help="where that machine finds this one, if not as this one says")
     inviting.add_argument(
-        "--for", dest="valid", default="1h", metavar="DURATION", help="how long it may be used (1h)"
+        "--for",
+        dest="valid",
+        type=duration,
+        default=3600.0,
+        metavar="TIME",
+        help="how long it may be used; default: 1h",
     )
 
 
@@ -83,7 +92,7 @@ async def _add(arguments: argparse.Namespace) -> int:
     kind = Kind.AGENT if arguments.agent else Kind.PERSON
     member = await introduce(arguments.name, kind=kind)
     if member is None:
-        raise NotAllowed("This broker lets in whoever shows its token: it knows no keys.")
+        raise NotAllowed(_NO_KEYS)
     show(_facts(member) if arguments.json else f"{member.name} is known", as_json=arguments.json)
     return Status.DONE
 
@@ -127,13 +136,13 @@ def _words(gone: list[Member]) -> str:
 async def _invite(arguments: argparse.Namespace) -> int:
     from xnai.deploy.identity.asking import invite
     from xnai.deploy.identity.joining import as_text
-    from xnai.deploy.units import read_duration
+    from xnai.deploy.units import span
 
     at = _up()
-    invitation = await invite(at, read_duration(arguments.valid))
+    invitation = await invite(at, arguments.valid)
     word = as_text(_at_host(invitation, arguments.host) if arguments.host else invitation)
     show({"invitation": word} if arguments.json else word, as_json=arguments.json)
-    say(f"It may be used once, within {arguments.valid}, on the other machine: xnai join -")
+    say(f"It may be used once, within {span(arguments.valid)}, on the other machine: xnai join -")
     if at.ca is None and at.url.startswith("nats:"):
         say("This broker speaks no TLS and listens on this machine alone; see `host` and `tls` in [server].")
     return Status.DONE
@@ -150,7 +159,6 @@ def _at_host(invitation: Any, host: str) -> Any:
 
 def _here() -> tuple[Address | None, Keyring]:
     """The broker of this folder's stack, if it is up or elsewhere, and its keys."""
-    from xnai.bus.locating import find_bus
     from xnai.deploy.folders import stack_folder
     from xnai.deploy.identity.keyring import Keyring
     from xnai.deploy.supervisor.agent import agent_name
@@ -159,7 +167,7 @@ def _here() -> tuple[Address | None, Keyring]:
     folder = stack_folder(Path.cwd())
     keyring = Keyring(folder, agent_name(folder))
     try:
-        at = find_bus(Path.cwd())
+        at = _up()
     except NoBus:
         if not keyring.folder.exists():
             raise
@@ -168,9 +176,19 @@ def _here() -> tuple[Address | None, Keyring]:
 
 
 def _up() -> Address:
-    from xnai.bus.locating import find_bus
+    """Where the broker is; that of a stack that was killed is not there."""
+    from xnai.bus.locating import JOINED_FILE, find_bus
+    from xnai.deploy.folders import stack_folder
+    from xnai.deploy.stack import Stack
+    from xnai.protocol.errors import NoBus, NotAllowed
 
-    return find_bus(Path.cwd())
+    at, folder = find_bus(Path.cwd()), stack_folder(Path.cwd())
+    if at.key is None:
+        raise NotAllowed(_NO_KEYS)
+    is_own = at.key == str(folder / "keys") and not (folder / JOINED_FILE).exists()
+    if is_own and Stack(folder).holder() is None:
+        raise NoBus(f"No bus is up in {folder.parent}. Start one with: xnai up")
+    return at
 
 
 def _facts(member: Member) -> dict[str, object]:

@@ -18,6 +18,7 @@ CHECKS: Mapping[str, Check] = {
     "disk_space": disk.space,
     "disk_speed": disk.speed,
     "secrets": secrets.readable,
+    "keys": secrets.damaged,
     "token": secrets.guessable,
     "port": stack.port,
     "server": broker.binary,

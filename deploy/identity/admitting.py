@@ -26,13 +26,14 @@ from xnai.deploy.identity.orders import (
     ForgetKey,
     Invitation,
     Invite,
+    Question,
     Revoke,
     Rotate,
     read_join,
     read_question,
 )
 from xnai.protocol import subjects
-from xnai.protocol.errors import InvalidArgument, NotAllowed
+from xnai.protocol.errors import InvalidArgument, NotAllowed, Unavailable, XnaiError
 
 log = logging.getLogger(__name__)
 _MAY_COME = (Kind.AGENT, Kind.PERSON)
@@ -60,11 +61,16 @@ class _Desk:
 
     async def answer(self, tokens: list[str], question: bytes) -> list[Member] | Invitation:
         """What changed, or everybody, or an invitation."""
-        asker = tokens[-1]
         try:
             asked = read_question(question)
         except msgspec.MsgspecError as error:
             raise InvalidArgument(f"This is no question about members: {error}.") from error
+        try:
+            return await self._answer(tokens[-1], asked)
+        except OSError as error:  # the disk is full, for example
+            raise Unavailable(f"The keys cannot be changed: {error}.") from error
+
+    async def _answer(self, asker: str, asked: Question) -> list[Member] | Invitation:
         if isinstance(asked, Admit):
             return [await self._admit(asker, asked)]
         if isinstance(asked, ForgetKey):
@@ -87,8 +93,14 @@ class _Desk:
             log.info("keys are new", extra={"by": asker, "of": ",".join(changed)})
             return [member for name in changed if (member := keyring.find(name))]
         if isinstance(asked, Revoke):
+            if asked.name == asker:
+                raise InvalidArgument(
+                    f"{asker} asks for that itself, and would not hear the answer. "
+                    f"For a new key: xnai keys rotate {asker}"
+                )
+            gone = await self._door.expel(asked.name, asked.machine)
             log.info("a key is revoked", extra={"by": asker, "of": asked.name})
-            return await self._door.expel(asked.name, asked.machine)
+            return gone
         if isinstance(asked, Invite):
             log.info("a machine is invited", extra={"by": asker})
             return await self._invite(asked)
@@ -100,7 +112,7 @@ class _Desk:
         known = self._door.keyring.find(who.name, machine)
         if who.kind not in _MAY_COME and not (who.kind is Kind.SUPERVISOR and known):
             raise NotAllowed(f"A {who.kind} cannot be let in like this.")
-        if known and (known.kind, known.roles) == (who.kind, who.roles) and who.key in known.keys:
+        if known and known.kind is who.kind and who.roles in (None, known.roles) and who.key in known.keys:
             return known
         log.info("somebody is let in", extra={"by": asker, "who": who.name, "kind": who.kind})
         return await self._door.admit(who.name, who.kind, roles=who.roles, key=who.key, machine=machine)
@@ -113,7 +125,10 @@ class _Desk:
     async def _forget_old(self, names: list[str]) -> None:
         """Take the old keys from members once whoever asked for that has heard that there are new ones."""
         await anyio.sleep(_FAREWELL)
-        await self._door.forget_old_keys(names)
+        try:
+            await self._door.forget_old_keys(names)
+        except (XnaiError, OSError) as error:
+            log.error("old keys are taken until the stack starts again: %s", error)
 
     # Guests
 
@@ -135,7 +150,11 @@ class _Desk:
         except msgspec.MsgspecError as error:
             raise InvalidArgument(f"This is no question to be let in: {error}.") from error
         self._used.add(guest)
-        members = await self._door.admit_machine(asked)
+        try:
+            members = await self._door.admit_machine(asked, guest)
+        except InvalidArgument:  # which may be mended, and then it asks again
+            self._used.discard(guest)
+            raise
         log.info("a machine has joined", extra={"machine": asked.machine})
         self._guests.set()  # the guest is seen off once it has its answer
         return members
@@ -144,11 +163,19 @@ class _Desk:
         """Let no guest in whose invitation is used or over, until cancelled."""
         while True:
             await anyio.sleep(_FAREWELL)
-            guests = [each for each in self._door.keyring.members() if each.kind is Kind.GUEST]
-            now = time.time()
-            for guest in guests:
-                if guest.name in self._used or guest.until < now:
-                    await self._door.expel(guest.name)
+            try:
+                guests = await self._see_off()
+            except (XnaiError, OSError) as error:
+                log.error("a guest may be here longer than it should: %s", error)
+                continue
             if not guests:
                 self._guests = anyio.Event()
                 await self._guests.wait()
+
+    async def _see_off(self) -> int:
+        """How many guests there were."""
+        guests = [each for each in self._door.keyring.members() if each.kind is Kind.GUEST]
+        for guest in guests:
+            if guest.name in self._used or guest.until < time.time():
+                await self._door.expel(guest.name)
+        return len(guests)

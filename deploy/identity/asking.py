@@ -11,7 +11,7 @@ import msgspec
 
 from xnai.bus.asking import ask_keeper
 from xnai.bus.keys import SUFFIX, Key, make_key
-from xnai.bus.locating import Address, find_bus, sender_name
+from xnai.bus.locating import JOINED_FILE, Address, find_bus, sender_name
 from xnai.bus.permissions import Kind
 from xnai.bus.transport import open_transport
 from xnai.deploy.identity.keyring import Keyring, Member
@@ -25,34 +25,55 @@ from xnai.deploy.identity.orders import (
     read_members,
 )
 from xnai.protocol import subjects
-from xnai.protocol.errors import Busy, InvalidArgument, NoBus, NotAllowed, Unavailable
+from xnai.protocol.errors import Busy, InvalidSettings, NoBus, NotAllowed, Unavailable, XnaiError
+from xnai.protocol.names import check_name
 
 _TRY_AGAIN = 0.1
 _COMING_UP = 10.0
 
 
 async def introduce(
-    name: str, roles: Sequence[str] = (), *, kind: Kind = Kind.AGENT, wait: float = 0.0
+    name: str, roles: Sequence[str] | None = None, *, kind: Kind = Kind.AGENT, wait: float = 0.0
 ) -> Member | None:
     """Have an agent or a person of this folder's stack let in, with a key made here if it has none.
+
+    Where nothing is said of `roles`, an agent that is known already keeps its own.
 
     Returns None where the broker lets everybody do everything.
 
     Raises:
         NoBus: no bus is up, also not after `wait` seconds.
         NotAllowed: we may not.
+        InvalidName, InvalidArgument: the name is none, or belongs to somebody of another kind.
     """
+    check_name(name, "member")
     at = await _find(wait)
     if at.key is None or not Path(at.key).is_dir():
         return None
+    keyring = _joined(Path(at.key).parent)
     file = Path(at.key) / f"{name}{SUFFIX}"
-    key = Key(file) if file.exists() else make_key(file)
-    question = Admit(name=name, kind=kind, key=key.public, roles=tuple(roles))
-    until = time.monotonic() + max(wait, _COMING_UP)
+    is_new = not file.exists()
+    key = make_key(file) if is_new else Key(file)
+    machine = keyring.machine if keyring else ""
+    who = Admit(name=name, kind=kind, key=key.public, machine=machine, roles=_tuple(roles))
+    try:
+        member = await _admitted(at, who, time.monotonic() + max(wait, _COMING_UP))
+    except XnaiError:
+        if is_new:
+            file.unlink(missing_ok=True)
+        raise
+    if keyring:
+        keyring.put(member)
+    if is_new:  # whatever it had is lost
+        await _forget_others(at, member, key.public)
+    return member
+
+
+async def _admitted(at: Address, who: Admit, until: float) -> Member:
     while True:
         try:
-            (member,) = await ask(at, question)
-        except (NotAllowed, Busy):
+            (member,) = await ask(at, who)
+        except (NotAllowed, Busy, InvalidSettings):
             raise
         except Unavailable:  # the stack is just coming up: its broker listens before its keeper does
             if time.monotonic() > until:
@@ -60,6 +81,25 @@ async def introduce(
             await anyio.sleep(_TRY_AGAIN)
         else:
             return member
+
+
+def _tuple(roles: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if roles is None else tuple(roles)
+
+
+def _joined(stack: Path) -> Keyring | None:
+    """The keys of a stack whose broker is that of another machine; None for any other."""
+    if not (stack / JOINED_FILE).exists():
+        return None
+    from xnai.deploy.supervisor.agent import agent_name  # only those that have joined need it
+
+    return Keyring(stack, agent_name(stack))
+
+
+async def _forget_others(at: Address, member: Member, key: str) -> None:
+    for old in member.keys:
+        if old != key:
+            await ask(at, ForgetKey(name=member.name, machine=member.machine, key=old))
 
 
 async def ask(at: Address, question: Question) -> list[Member]:
@@ -78,18 +118,17 @@ async def rotate_joined(at: Address, keyring: Keyring, names: Sequence[str]) -> 
     Raises:
         InvalidArgument: one of the names is nobody's who lives here.
     """
-    ours = {each.name: each for each in keyring.members() if each.machine == keyring.machine}
-    if missing := [name for name in names if name not in ours]:
-        raise InvalidArgument(f"Nobody of this stack is known as {', '.join(missing)}.")
-    for name in names or sorted(ours):
-        member, key = ours[name], keyring.key(name)
-        old, new = key.public, make_key(key.file.with_suffix(".new"))
-        roles, machine = member.roles, keyring.machine
-        await ask(at, Admit(name=name, kind=member.kind, key=new.public, roles=roles, machine=machine))
-        keyring.put(msgspec.structs.replace(member, keys=(new.public,)))
-        new.file.replace(key.file)
-        await ask(at, ForgetKey(name=name, machine=machine, key=old))
-    return list(names or sorted(ours))
+    chosen = keyring.residents(names)
+    for member in chosen:
+        name, machine, draft = member.name, keyring.machine, keyring.draft(member.name)
+        new = draft.public
+        (known,) = await ask(
+            at, Admit(name=name, kind=member.kind, key=new, roles=member.roles, machine=machine)
+        )
+        keyring.put(msgspec.structs.replace(member, keys=(new,)))
+        keyring.take(draft)
+        await _forget_others(at, known, new)
+    return [member.name for member in chosen]
 
 
 async def _ask(at: Address, question: Question) -> bytes:

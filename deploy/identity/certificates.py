@@ -1,12 +1,13 @@
 """Certificates of our own: an authority that vouches for one server, and nobody else.
 
 The server's name in them is always the same: whoever knows the authority needs no other proof, wherever the
-server is and whatever it is called there.
+server is and whatever it is called there. Programs of its machine that only know its address find that too.
 """
 
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -118,7 +119,8 @@ def _certificate(
     if by is None:
         builder = builder.add_extension(_usage(signs=True), True)
     else:
-        names = x509.SubjectAlternativeName([x509.DNSName(name)])
+        loopback = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1")]
+        names = x509.SubjectAlternativeName([x509.DNSName(name), x509.DNSName("localhost"), *loopback])
         purpose = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH])
         builder = builder.add_extension(names, False).add_extension(purpose, False)
         builder = builder.add_extension(_usage(signs=False), True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 import anyio
@@ -10,8 +11,7 @@ import msgspec
 from xnai.bus import Server
 from xnai.bus.keys import make_key
 from xnai.bus.permissions import Kind
-from xnai.bus.secrets import write_secret
-from xnai.deploy.identity.keyring import Keyring, Member
+from xnai.deploy.identity.keyring import Keyring, Member, did_you_mean, taken
 from xnai.deploy.identity.orders import Join, Newcomer
 from xnai.protocol.errors import InvalidArgument, XnaiError
 from xnai.protocol.names import check_name
@@ -51,39 +51,33 @@ class OwnDoor:
         name: str,
         kind: Kind,
         *,
-        roles: tuple[str, ...] = (),
+        roles: tuple[str, ...] | None = None,
         key: str | None = None,
         machine: str | None = None,
         by_settings: bool = False,
     ) -> Member:
         """Let somebody in; with `key`, its public half, somebody who made it elsewhere.
 
+        Where nothing is said of `roles`, whoever is known already keeps its own.
+
         Raises:
             InvalidArgument: the name belongs to somebody of another kind.
         """
         check_name(name, "member")
-        for role in roles:
+        for role in roles or ():
             check_name(role, "role")
         async with self._changing:
             known = self.keyring.kind_of(name)
             if known not in (None, kind):
-                raise InvalidArgument(f"{name} is a {known} already, and cannot be a {kind} as well.")
+                raise InvalidArgument(taken(name, known, kind))
             before = self.keyring.members()
             if key is None:
-                self.keyring.ensure(name, kind, roles=roles, by_settings=by_settings)
+                self.keyring.ensure(name, kind, roles=roles or (), by_settings=by_settings)
             else:
-                old = self.keyring.find(name, machine)
-                keys = tuple(dict.fromkeys((*(old.keys if old else ()), key)))
-                self.keyring.put(
-                    Member(
-                        name=name,
-                        kind=kind,
-                        roles=roles,
-                        keys=keys,
-                        machine=machine or self.keyring.machine,
-                        by_settings=by_settings,
-                    )
-                )
+                new = Member(name=name, kind=kind, machine=machine or self.keyring.machine)
+                old = self.keyring.find(name, machine) or new
+                keys = tuple(dict.fromkeys((*old.keys, key)))
+                self.keyring.put(_with(old, keys=keys, roles=old.roles if roles is None else roles))
             await self._apply(before)
             member = self.keyring.find(name, machine)
             assert member is not None
@@ -105,8 +99,8 @@ class OwnDoor:
             await self.server.reload(self.keyring.members())
             return seed
 
-    async def admit_machine(self, asked: Join) -> list[Member]:
-        """Let in the supervisor of another machine, its people and its agents.
+    async def admit_machine(self, asked: Join, guest: str) -> list[Member]:
+        """Let in the supervisor of another machine, its people and its agents; its invitation is over then.
 
         Raises:
             InvalidArgument: a name is no name, or belongs to somebody of another kind.
@@ -115,13 +109,17 @@ class OwnDoor:
         async with self._changing:
             before = self.keyring.members()
             if any(each.machine == asked.machine for each in before):
-                raise InvalidArgument(f"{asked.machine} has joined already.")
+                raise InvalidArgument(
+                    f"{asked.machine} has joined already. "
+                    f"To let it join anew: xnai keys revoke {asked.machine}"
+                )
             new = [_newcomer(each, asked.machine) for each in asked.members]
             for member in new:
                 known = self.keyring.kind_of(member.name)
                 if known not in (None, member.kind):
-                    raise InvalidArgument(f"{member.name} is a {known} already.")
-            self.keyring.put(*new)
+                    raise InvalidArgument(taken(member.name, known, member.kind))
+            invitation = self.keyring.find(guest, guest)
+            self.keyring.put(*new, *([_with(invitation, until=time.time())] if invitation else []))
             await self._apply(before)
             return new
 
@@ -153,6 +151,8 @@ class OwnDoor:
     async def expel(self, name: str, machine: str | None = None) -> list[Member]:
         """Let somebody in no more, and cut the links that it has; on all machines where none is named.
 
+        With the supervisor of a machine all go who live there: they came by it.
+
         Raises:
             InvalidArgument: nobody has this name, or it is one without which the stack cannot be.
         """
@@ -160,9 +160,13 @@ class OwnDoor:
             before = self.keyring.members()
             gone = [each for each in before if each.name == name and machine in (None, each.machine)]
             if not gone:
-                raise InvalidArgument(f"Nobody is known as {name}{f' on {machine}' if machine else ''}.")
+                names = [each.name for each in before if machine in (None, each.machine)]
+                where = f" on {machine}" if machine else ""
+                raise InvalidArgument(f"Nobody is known as {name}{where}{did_you_mean(name, names)}")
             if any(each.kind is Kind.SYSTEM or each.name == self.keyring.machine for each in gone):
                 raise InvalidArgument(f"{name} keeps this stack: without its key nothing would.")
+            machines = {each.machine for each in gone if each.kind is Kind.SUPERVISOR}
+            gone += [each for each in before if each.machine in machines and each not in gone]
             self.keyring.remove(*gone)
             await self._apply(before)
             return gone
@@ -176,21 +180,20 @@ class OwnDoor:
             InvalidArgument: one of the names is nobody's who lives here.
         """
         async with self._changing:
-            here = self.keyring.machine
-            ours = {each.name: each for each in self.keyring.members() if each.machine == here}
-            if missing := [name for name in names or () if name not in ours]:
-                raise InvalidArgument(f"Nobody of this stack is known as {', '.join(missing)}.")
-            chosen = [ours[name] for name in names or sorted(ours)]
-            old = {member.name: member.keys for member in chosen}
-            seeds = {member.name: self.keyring.key(member.name).file.read_bytes() for member in chosen}
+            chosen = self.keyring.residents(names or ())
+            drafts = {member.name: self.keyring.draft(member.name) for member in chosen}
             try:
-                for member in chosen:
-                    new = self.keyring.make(member.name)
-                    self.keyring.put(_with(member, keys=(*old[member.name], new)))
+                self.keyring.put(
+                    *(_with(each, keys=(*each.keys, drafts[each.name].public)) for each in chosen)
+                )
                 await self.server.reload(self.keyring.members())
             except XnaiError:  # the server does not take them: all stays as it was
-                self._put_back(chosen, seeds)
+                self.keyring.put(*chosen)
+                for draft in drafts.values():
+                    draft.file.unlink(missing_ok=True)
                 raise
+            for draft in drafts.values():  # now that it would be taken, whoever connects may show it
+                self.keyring.take(draft)
             return [member.name for member in chosen]
 
     async def forget_old_keys(self, names: list[str]) -> None:
@@ -201,11 +204,6 @@ class OwnDoor:
                 if member := self.keyring.find(name):
                     self.keyring.put(_with(member, keys=member.keys[-1:]))
             await self._apply(before)
-
-    def _put_back(self, members: list[Member], seeds: dict[str, bytes]) -> None:
-        for member in members:
-            write_secret(self.keyring.key(member.name).file, seeds[member.name].decode())
-        self.keyring.put(*members)
 
     async def _apply(self, before: list[Member]) -> None:
         now = self.keyring.members()

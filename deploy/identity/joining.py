@@ -18,10 +18,11 @@ from xnai.bus.transport import open_transport
 from xnai.deploy.identity.keyring import Keyring
 from xnai.deploy.identity.orders import Invitation, Join, Newcomer, read_invitation
 from xnai.protocol import subjects
-from xnai.protocol.errors import InvalidArgument
+from xnai.protocol.errors import InvalidArgument, XnaiError
 
 _MARK = "xnai-join-"
 _TIMEOUT = 20.0
+_CA = "joined.pem"
 
 
 def as_text(invitation: Invitation) -> str:
@@ -54,12 +55,13 @@ async def join(stack: Path, machine: str, invitation: Invitation, *, agents: Seq
         NoBus: nothing answers there.
     """
     keyring = Keyring(stack, machine)
+    before = keyring.members()
     wanted = {machine: Kind.SUPERVISOR, sender_name(None): Kind.PERSON, login_name(): Kind.PERSON}
     wanted |= dict.fromkeys(agents, Kind.AGENT)
     for name, kind in wanted.items():
         roles = ("supervisor",) if kind is Kind.SUPERVISOR else ()
         keyring.ensure(name, kind, roles=roles, by_settings=kind is Kind.AGENT)
-    ca = _keep_ca(stack, invitation)
+    ca = _keep_ca(stack, invitation, f"{_CA}.new")
     guest = keyring.folder / f"{invitation.guest}{SUFFIX}"
     write_secret(guest, invitation.seed)
     at = Address(url=invitation.url, key=str(guest), ca=ca, server_name=invitation.server_name)
@@ -70,17 +72,25 @@ async def join(stack: Path, machine: str, invitation: Invitation, *, agents: Seq
     try:
         async with open_transport(at.url, access=at.access(us), name=us) as transport:
             await ask_keeper(transport, subjects.joining(us), question, timeout=_TIMEOUT)
+    except XnaiError:
+        old = {each.name for each in before}
+        keyring.remove(*(each for each in keyring.members() if each.name not in old))
+        raise
     finally:
         guest.unlink(missing_ok=True)
-    joined = msgspec.structs.replace(at, key=str(keyring.folder))
+        if ca:
+            Path(ca).unlink(missing_ok=True)
+    joined = msgspec.structs.replace(at, key=str(keyring.folder), ca=_keep_ca(stack, invitation, _CA))
     write_secret(stack / JOINED_FILE, msgspec.json.encode(joined).decode())
     return list(wanted)
 
 
-def _keep_ca(stack: Path, invitation: Invitation) -> str | None:
+def _keep_ca(stack: Path, invitation: Invitation, name: str) -> str | None:
+    """Who vouches for the broker, in a file: not that of one joined before, as long as we are not let in."""
     if invitation.ca is None:
         return None
-    file = stack / "tls" / "ca.pem"
+    file = stack / "tls" / name
     file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.chmod(0o700)
     write_secret(file, invitation.ca)
     return str(file)

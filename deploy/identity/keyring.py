@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,6 +17,7 @@ from xnai.protocol.names import SYSTEM
 
 FOLDER = "keys"
 _LIST = "members.json"
+_DRAFT = ".new"
 
 
 class Member(Identity, frozen=True, kw_only=True, omit_defaults=True):
@@ -52,17 +55,34 @@ class Keyring:
         """
         if self.joined:
             raise InvalidArgument("The broker of this stack is elsewhere, and must be up for that.")
+        chosen = self.residents(names)
+        for member in chosen:
+            self.put(msgspec.structs.replace(member, keys=(self.make(member.name),)))
+        return [member.name for member in chosen]
+
+    def residents(self, names: Sequence[str] = ()) -> list[Member]:
+        """Those members who live here and have these names, all where none is named.
+
+        Raises:
+            InvalidArgument: one of the names is nobody's who lives here.
+        """
         ours = {each.name: each for each in self.members() if each.machine == self.machine}
-        if missing := [name for name in names if name not in ours]:
-            raise InvalidArgument(f"Nobody of this stack is known as {', '.join(missing)}.")
-        chosen = names or sorted(ours)
-        for name in chosen:
-            self.put(msgspec.structs.replace(ours[name], keys=(self.make(name),)))
-        return chosen
+        for name in names:
+            if name not in ours:
+                raise InvalidArgument(f"Nobody of this stack is known as {name}{did_you_mean(name, ours)}")
+        return [ours[name] for name in dict.fromkeys(names or sorted(ours))]
 
     def key(self, name: str) -> Key:
         """The key of a member that lives here."""
         return Key(self.folder / f"{name}{SUFFIX}")
+
+    def draft(self, name: str) -> Key:
+        """A new key for a member that lives here, beside its old one until `take` puts it into its place."""
+        return make_key(self.folder / f"{name}{_DRAFT}")
+
+    def take(self, draft: Key) -> None:
+        """Let a draft be the key of its member."""
+        draft.file.replace(draft.file.with_suffix(SUFFIX))
 
     def members(self) -> list[Member]:
         """Everybody whom the broker is to know.
@@ -76,7 +96,11 @@ class Keyring:
         except FileNotFoundError:
             return []
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InvalidSettings(f"{file} cannot be read: {error}.") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise InvalidSettings(
+                f"{file} cannot be read: {why}. Put it back as it was; without it only those of xnai.toml, "
+                "and whoever starts the stack, are known."
+            ) from error
 
     def find(self, name: str, machine: str | None = None) -> Member | None:
         """A member by its name, and its machine: ours where nothing is said."""
@@ -122,7 +146,14 @@ class Keyring:
     def ensure(
         self, name: str, kind: Kind, *, roles: tuple[str, ...] = (), by_settings: bool = False
     ) -> Member:
-        """A member that lives here, as it is or new, with a key that can be used."""
+        """A member that lives here, as it is or new, with a key that can be used.
+
+        Raises:
+            InvalidArgument: the name belongs to somebody of another kind.
+            NotAllowed: the file of its key holds none.
+        """
+        if (other := self.kind_of(name)) not in (None, kind):
+            raise InvalidArgument(taken(name, other, kind))
         known = self.find(name)
         has_seed = self.key(name).file.exists()
         keys = (self.key(name).public if has_seed else self.make(name),)
@@ -141,7 +172,8 @@ class Keyring:
     def ensure_all(self, *, agents: list[str], people: list[str]) -> None:
         """The members that a stack has from its start: the keeper, the supervisor, its people, its agents.
 
-        Agents that the settings named once, and name no more, are members no more.
+        Agents that the settings named once, and name no more, are members no more. Whose keys were about to
+        change when the stack ended is known by what its file holds.
         """
         self.ensure(SYSTEM, Kind.SYSTEM)
         self.ensure(self.machine, Kind.SUPERVISOR, roles=("supervisor",))
@@ -156,6 +188,15 @@ class Keyring:
         ]
         if old:
             self.remove(*old)
+        for draft in self.folder.glob(f"*{_DRAFT}"):
+            draft.unlink(missing_ok=True)
+        members = [each for each in self.members() if each.machine == self.machine]
+        self.put(*(msgspec.structs.replace(each, keys=self._newest(each)) for each in members))
+
+    def _newest(self, member: Member) -> tuple[str, ...]:
+        """The one key that a member has; somebody may have taken its file away, to use it elsewhere."""
+        key = self.key(member.name)
+        return (key.public,) if key.file.exists() else member.keys[-1:]
 
     def _write(self, members: list[Member]) -> None:
         self._make_folder()
@@ -165,3 +206,15 @@ class Keyring:
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
+
+
+def taken(name: str, known: Kind | None, wanted: Kind) -> str:
+    """What to say where a name belongs to somebody of another kind."""
+    is_now, to_be = (f"{'an' if kind is Kind.AGENT else 'a'} {kind}" for kind in (known, wanted))
+    return f"{name} is {is_now} already, and cannot be {to_be} as well."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is unknown."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {near[0]}?" if near else "."

@@ -15,13 +15,14 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, tag="admit"):
 
     Attributes:
         key: its public half.
+        roles: that it is to serve; None leaves those that it has.
         machine: where it lives; empty for the machine of the keeper.
     """
 
     name: str
     kind: Kind
     key: str
-    roles: tuple[str, ...] = ()
+    roles: tuple[str, ...] | None = None
     machine: str = ""
 
 

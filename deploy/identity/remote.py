@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from xnai.bus.asking import ask_keeper
 from xnai.bus.permissions import Kind
 from xnai.bus.transport import Transport
 from xnai.deploy.identity.keyring import Keyring, Member
 from xnai.deploy.identity.orders import Admit, Question, Revoke
 from xnai.protocol import subjects
+from xnai.protocol.errors import InvalidArgument, XnaiError
 
 
 class RemoteDoor:
@@ -18,7 +21,14 @@ class RemoteDoor:
 
     async def admit_agent(self, name: str) -> None:
         """As `Door`."""
-        await self._admit(self.keyring.ensure(name, Kind.AGENT, by_settings=True))
+        is_new = self.keyring.find(name) is None
+        member = self.keyring.ensure(name, Kind.AGENT, by_settings=True)
+        try:
+            await self._admit(member)
+        except XnaiError:
+            if is_new:
+                self.keyring.remove(member)
+            raise
 
     async def give_roles(self, name: str, roles: tuple[str, ...]) -> None:
         """As `Door`."""
@@ -28,7 +38,8 @@ class RemoteDoor:
     async def dismiss(self, name: str) -> None:
         """As `Door`."""
         if (member := self.keyring.find(name)) and member.by_settings:
-            await self._ask(Revoke(name, self.keyring.machine))
+            with suppress(InvalidArgument):  # it was revoked before
+                await self._ask(Revoke(name, self.keyring.machine))
             self.keyring.remove(member)
 
     async def _admit(self, member: Member) -> None:

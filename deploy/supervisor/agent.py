@@ -117,7 +117,7 @@ def _agent(
     @agent.skill
     async def restart(which: Which) -> list[Row]:
         """New processes for an agent: each takes tasks before the old one leaves, unless it is alone."""
-        return await after(which.agent, lambda: fleet.group(which.agent).replace())
+        return await after(which.agent, lambda: fleet.restart(which.agent))
 
     @agent.skill
     async def apply() -> Changes:

@@ -27,7 +27,7 @@ from xnai.deploy.supervisor.orders import Changes, NotReady, Row
 from xnai.deploy.supervisor.probing import Prober, row_of, waiting_row
 from xnai.deploy.supervisor.warden import Warden
 from xnai.deploy.supervisor.window import View
-from xnai.protocol.errors import InvalidArgument
+from xnai.protocol.errors import InvalidArgument, XnaiError
 
 _COUNT_DOWN_EVERY = 1.0
 CONTRADICTION = "cannot run beside"
@@ -74,6 +74,7 @@ class Fleet:
         async with background_tasks() as self._tasks:
             try:
                 await self._warden.prepare(self.settings.agents)
+                await self._dismiss_strangers()
                 async with anyio.create_task_group() as declaring:
                     for name in self.settings.agents:
                         declaring.start_soon(self._declare, name)
@@ -138,6 +139,11 @@ class Fleet:
         """Have so many processes of an agent; raises as `Group.scale` does, and InvalidArgument."""
         await self.group(name).scale(replicas)
 
+    async def restart(self, name: str) -> None:
+        """New processes for an agent, as whom the broker knows it now; raises as `group`, and NotReady."""
+        group = self.group(name)
+        await group.replace(job=self._job(name, group.table))
+
     async def renew(self, name: str) -> None:
         """New processes for an agent whose source has changed.
 
@@ -167,15 +173,15 @@ class Fleet:
             started = [name for name in settings.agents if name not in self.groups]
             waiting = [name for name, group in self.groups.items() if group.waiting and name not in stopped]
             await self._stop([*stopped, *waiting])  # those that wait may be told to wait for others
-            for name in started:
-                await self._declare(name)
+            failed = {name: why for name in settings.agents if (why := await self._welcome(name))}
+            started = [name for name in started if name not in failed]
             await self._warden.prepare(settings.agents)
             self._start([*started, *waiting])
             changes = Changes(
-                started=started, stopped=stopped, restarted=[], scaled={}, failed={}, later=self._later()
+                started=started, stopped=stopped, restarted=[], scaled={}, failed=failed, later=self._later()
             )
             for name in settings.agents:
-                if name in before and name not in (*started, *waiting):
+                if name in before and name in self.groups and name not in (*started, *waiting, *failed):
                     await self._change(self.groups[name], changes)
             for name in (*started, *waiting):
                 await self.groups[name].settled.wait()
@@ -210,7 +216,10 @@ class Fleet:
         for name in names:
             await self.groups.pop(name).gone.wait()
             if self._door is not None and name not in self.settings.agents:
-                await self._door.dismiss(name)
+                try:
+                    await self._door.dismiss(name)
+                except XnaiError as error:  # whoever lets in is away; at our next start this is done first
+                    self._console.say(f"{name} may still be let in: {error}")
 
     # Coming and going
 
@@ -218,6 +227,22 @@ class Fleet:
         if self._door is not None:
             await self._door.admit_agent(name)
         await self._bus.declare(name, self.settings.limits)
+
+    async def _welcome(self, name: str) -> str | None:
+        """The same while others run, for those too whose key was revoked; returns why it cannot be."""
+        try:
+            await self._declare(name)
+        except XnaiError as error:
+            return str(error)
+        return None
+
+    async def _dismiss_strangers(self) -> None:
+        """Those that the settings named once, and named no more when we began."""
+        if self._door is not None:
+            here = self._door.keyring.machine
+            for each in self._door.keyring.members():
+                if each.by_settings and each.machine == here and each.name not in self.settings.agents:
+                    await self._door.dismiss(each.name)
 
     def _start(self, names: list[str]) -> None:
         if self._leaving:

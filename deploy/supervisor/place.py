@@ -15,6 +15,7 @@ from xnai.deploy.members import Job, Member, Print
 from xnai.deploy.plan import Policy
 from xnai.deploy.starting import Starter
 from xnai.deploy.supervisor.confining import Confined
+from xnai.protocol.errors import XnaiError
 
 Confine = Callable[[int], Confined | None]
 """Keeps a process to what the settings of its agent let it take; None where the kernel keeps nothing."""
@@ -137,7 +138,12 @@ class Place:
                 killed = self._release()
             tasks.cancel_scope.cancel()
         if self.member.declared is not None:
-            self.job = await self.on_declared(self.member.declared)
+            try:
+                self.job = await self.on_declared(self.member.declared)
+            except XnaiError as error:  # whoever lets it serve them is away, for example
+                self.last_error = f"error[{error.code}]: {error}"
+                self._show("stderr", self.last_error)
+                return await self._pause(1)
             return True
         if status != -signal.SIGKILL:
             killed = None
