@@ -29,7 +29,7 @@ _NEEDED_API_LEVEL = 2
 _REQUEST_TIMEOUT = 5.0
 _PING_INTERVAL = 10
 _RECONNECT_DELAY = 0.2
-_ASKED_AGAIN = (0.03, 0.1, 0.4)  # seconds; reading them again takes the server milliseconds, unless it is busy
+_ASKED_AGAIN = (0.03, 0.1, 0.4)  # seconds; it takes the server milliseconds, unless it is busy
 _REFUSED_FOR_GOOD = 5.0  # seconds: while a key changes, the old one may be refused for a moment
 _VIOLATION = re.compile(r"permissions violation for (publish|subscription) to \"?([^\s\"]+)")
 
