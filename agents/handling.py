@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import math
@@ -32,6 +31,7 @@ from xnai.protocol.a2a import Part, TaskState
 from xnai.protocol.envelope import Envelope, read_envelope
 from xnai.protocol.errors import Busy, GateClosed, InvalidPayload, MalformedMessage, Unavailable, XnaiError
 from xnai.protocol.events import ErrorInfo
+from xnai.protocol.names import nearest
 from xnai.protocol.timestamps import parse_timestamp
 
 log = logging.getLogger(__name__)
@@ -171,8 +171,8 @@ class Handler:
 
     def _no_such_skill(self, task: Envelope) -> str:
         known = sorted(self._agent.skills)
-        near = difflib.get_close_matches(task.skill, known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        meant = nearest(task.skill, known)
+        hint = f" Did you mean {meant}?" if meant else ""
         return f"There is no {task.agent}.{task.skill}: {task.agent} has {', '.join(known) or 'none'}.{hint}"
 
     async def _payload(self, run: Run) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from xnai.protocol import subjects
 from xnai.protocol.a2a import Message, Part, Role, Task
 from xnai.protocol.envelope import Envelope, encode
 from xnai.protocol.errors import Busy, IdConflict, InvalidArgument, Unavailable, UnknownAgent
-from xnai.protocol.names import check_id, check_lane, new_id, parse_address
+from xnai.protocol.names import check_id, check_lane, nearest, new_id, parse_address
 from xnai.protocol.payload import parts_of
 from xnai.protocol.timestamps import format_timestamp, parse_timestamp
 
@@ -196,8 +195,8 @@ class Sender:
         agents = await self._bus.finder.agents()
         if agent in agents:
             return
-        close = difflib.get_close_matches(agent, agents, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        meant = nearest(agent, agents)
+        hint = f" Did you mean {meant}?" if meant else ""
         raise UnknownAgent(f"No agent {agent} was ever declared on this bus.{hint}")
 
     async def _same(self, task: Envelope, found: Found) -> Sent:

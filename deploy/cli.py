@@ -72,10 +72,10 @@ def _read(words: list[str]) -> tuple[argparse.Namespace, ModuleType]:
     """The arguments, and the module of the command they name. Only what is needed is imported."""
     said = next((word for word in words if not word.startswith("-")), None)
     if said is not None and said not in COMMANDS:
-        import difflib  # only here is it worth its time
+        from xnai.protocol.names import nearest
 
-        near = difflib.get_close_matches(said, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(COMMANDS)}."
+        meant = nearest(said, COMMANDS)
+        hint = f"did you mean {meant}?" if meant else f"known are {', '.join(COMMANDS)}."
         complain("usage", f"There is no command {said}: {hint}")
         sys.exit(Status.USAGE)
     parser = Parser(prog="xnai", description="Agents as processes, and durable tasks between them.")

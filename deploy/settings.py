@@ -29,7 +29,6 @@ is `XNAI_<TABLE>_<KEY>`, for example `XNAI_LIMITS_LOG=2GiB`; `XNAI_URL` and `XNA
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -56,7 +55,7 @@ from xnai.deploy.folders import parse_settings
 from xnai.deploy.plan import MOST_REPLICAS, Plan, Policy
 from xnai.deploy.units import read_duration, read_size
 from xnai.protocol.errors import InvalidSettings
-from xnai.protocol.names import check_name
+from xnai.protocol.names import check_name, nearest
 
 DEFAULT_AGENTS = {name: f"xnai.agents.{name}.agent:agent" for name in ("inference", "curation", "retrieval")}
 _LIMITS = Limits()
@@ -275,5 +274,5 @@ def _keys(place: Sequence[str]) -> list[str]:
 
 
 def _hint(said: str, known: Sequence[str] | Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(said, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else f" Known are {', '.join(known)}."
+    meant = nearest(said, known)
+    return f" Did you mean {meant}?" if meant else f" Known are {', '.join(known)}."

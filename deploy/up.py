@@ -28,12 +28,13 @@ from xnai.deploy.signals import STOPPING
 from xnai.deploy.stack import Stack
 from xnai.deploy.starting import Starter
 from xnai.deploy.statuses import Status
-from xnai.deploy.supervisor.agent import ROLE, agent_name, open_supervisor, small
+from xnai.deploy.supervisor.agent import agent_name, open_supervisor, small
 from xnai.deploy.supervisor.detaching import let_go
 from xnai.deploy.supervisor.fleet import Fleet
 from xnai.deploy.supervisor.group import label_of
 from xnai.deploy.supervisor.logfiles import FOLDER, LogFiles
 from xnai.deploy.supervisor.window import open_window
+from xnai.protocol.names import SUPERVISOR
 
 _KEEPER = "keeper"
 _INDEX = "index.db"
@@ -90,8 +91,7 @@ class Up:
             await tasks.start(self._listen)
             with self._leave:
                 async with open_broker(self._stack, self._settings, self._name, self._console.say) as broker:
-                    with self._stack.announced(broker.address):
-                        await self._serve(broker)
+                    await self._serve(broker)
         if self._fleet and (given_up := [name for name, each in self._fleet.groups.items() if each.given_up]):
             self._console.say(f"given up: {', '.join(given_up)}")
             return Status.FAILURE
@@ -113,9 +113,8 @@ class Up:
         """Start the agents, answer for them, keep the bus in order, until cancelled."""
         address, limits = broker.address, self._settings.limits
         async with AsyncExitStack() as stack:
-            tasks = await stack.enter_async_context(background_tasks())
-            if not broker.is_elsewhere:
-                tasks.start_soon(self._keep, await self._open_keeper(stack, broker))
+            keeper = None if broker.is_elsewhere else await self._open_keeper(stack, broker)
+            stack.enter_context(self._stack.announced(address))  # whoever finds it finds its keeper, too
             bus = await stack.enter_async_context(open_bus(address, name=self._name))
             fleet = self._fleet = Fleet(
                 self._settings,
@@ -140,6 +139,8 @@ class Up:
             await stack.enter_async_context(open_window(self._stack.folder, fleet.view))
             stack.enter_context(self._stack.supervised_by(self._name))
             tasks = await stack.enter_async_context(anyio.create_task_group())
+            if keeper is not None:
+                tasks.start_soon(self._keep, keeper)
             if self._watched:
                 from xnai.deploy.supervisor.watching import watch  # reading sources takes memory
 
@@ -162,7 +163,7 @@ class Up:
         await stack.enter_async_context(answer_tasks(bus, self._stack.folder / _INDEX))
         if broker.own_door is not None:
             await stack.enter_async_context(admitting(bus.transport, broker.own_door, broker.address))
-        for served in (self._name, ROLE):
+        for served in (self._name, SUPERVISOR):
             await bus.declare(served, small(limits))
         return bus
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterable
 from functools import lru_cache
 
 from xnai.protocol.errors import InvalidName
@@ -14,6 +15,8 @@ _TOKEN = re.compile(NAME).fullmatch
 _ID = re.compile(ID).fullmatch
 _NOT_IN_TOKENS = re.compile(r"[^a-z0-9_-]+")
 SYSTEM = "system"
+SUPERVISOR = "supervisor"
+"""The role in which every supervisor is asked."""
 LANES = ("urgent", "normal", "background")
 
 
@@ -81,3 +84,10 @@ def as_token(text: str) -> str:
     """A login or host name as a token: lower case, anything else than a-z, 0-9, _ and - becomes -."""
     token = _NOT_IN_TOKENS.sub("-", text.lower()).strip("-_")[:64]
     return token if token and token != SYSTEM else "anonymous"
+
+
+def nearest(said: str, known: Iterable[str]) -> str | None:
+    """What somebody who said this may have meant, of what is known."""
+    import difflib  # only a mistake is worth its time
+
+    return next(iter(difflib.get_close_matches(said, list(known), n=1)), None)

@@ -8,13 +8,12 @@ import re
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 from joining import member, worker
+from stacks import address, visitor
 from terminal import (
     PATIENCE,
     SMALL,
@@ -30,8 +29,8 @@ from terminal import (
 )
 
 from xnai.agents import Agent
-from xnai.bus import Bus, Server, open_bus
-from xnai.bus.locating import ADDRESS_FILE, STACK_FOLDER, Address, read_address, sender_name
+from xnai.bus import Bus, Server
+from xnai.bus.locating import ADDRESS_FILE, STACK_FOLDER, sender_name
 from xnai.deploy.supervisor.agent import agent_name
 from xnai.protocol import TaskState
 from xnai.protocol.errors import UnknownTask
@@ -45,17 +44,6 @@ def place(folder: Path, *agents: str, more: str = SMALL) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "xnai.toml").write_text(settings(*agents, more=more))
     return folder
-
-
-def address(folder: Path) -> Address:
-    return read_address(folder / STACK_FOLDER / ADDRESS_FILE)
-
-
-@asynccontextmanager
-async def visitor(folder: Path) -> AsyncIterator[Bus]:
-    """A bus of the test on the stack of a folder."""
-    async with open_bus(address(folder)) as bus:
-        yield bus
 
 
 async def begin(bus: Bus, to: str, payload: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from pydoc_data.topics import topics
 
 from xnai.agents.curation.documents import Document, Skipped, document
 from xnai.protocol import XnaiError
+from xnai.protocol.names import nearest
 
 MAX_BYTES = 10_000_000
 TOPICS = "pydoc_data.topics"
@@ -54,8 +54,8 @@ def _find(name: str) -> Path | list[str]:
         topic = name.removeprefix(SCHEME)
         if topic in topics:
             return [topic]
-        close = difflib.get_close_matches(topic, topics, 1)
-        hint = f"; did you mean {SCHEME}{close[0]}?" if close else ""
+        meant = nearest(topic, topics)
+        hint = f"; did you mean {SCHEME}{meant}?" if meant else ""
         raise UnknownSource(f"Python's manual has no topic {topic!r}{hint}")
     # Not resolved: a document keeps its name when a link that was asked for moves to another target.
     path = Path(os.path.abspath(os.path.expanduser(name)))

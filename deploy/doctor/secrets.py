@@ -14,7 +14,7 @@ from xnai.deploy.identity.keyring import Keyring
 from xnai.deploy.supervisor.agent import agent_name
 from xnai.protocol.errors import InvalidSettings, NotAllowed
 
-_FILES = (ADDRESS_FILE, "server/token", "server/nats-server.conf")
+_FILES = (ADDRESS_FILE, "server/token", "server/nats-server.conf")  # a token is what older stacks had
 _FOLDERS, _PUBLIC = ("keys", "tls"), (".pub", ".crt", ".pem")
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _SHORTEST = 16  # characters of a token

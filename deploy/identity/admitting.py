@@ -56,7 +56,6 @@ async def admitting(transport: Transport, door: OwnDoor, at: Address) -> AsyncIt
 class _Desk:
     def __init__(self, door: OwnDoor, at: Address, tasks: TaskGroup) -> None:
         self._door, self._at, self._tasks = door, at, tasks
-        self._used: set[str] = set()
         self._guests = anyio.Event()
 
     async def answer(self, tokens: list[str], question: bytes) -> list[Member] | Invitation:
@@ -141,20 +140,11 @@ class _Desk:
 
     async def join(self, tokens: list[str], question: bytes) -> list[Member]:
         """Let a machine in whose guest asks, once."""
-        guest = tokens[-1]
-        known = self._door.keyring.find(guest, guest)
-        if known is None or known.kind is not Kind.GUEST or known.until < time.time() or guest in self._used:
-            raise NotAllowed("This invitation was used, or is over. Ask for another one: xnai keys invite")
         try:
             asked = read_join(question)
         except msgspec.MsgspecError as error:
             raise InvalidArgument(f"This is no question to be let in: {error}.") from error
-        self._used.add(guest)
-        try:
-            members = await self._door.admit_machine(asked, guest)
-        except InvalidArgument:  # which may be mended, and then it asks again
-            self._used.discard(guest)
-            raise
+        members = await self._door.admit_machine(asked, tokens[-1])
         log.info("a machine has joined", extra={"machine": asked.machine})
         self._guests.set()  # the guest is seen off once it has its answer
         return members
@@ -176,6 +166,6 @@ class _Desk:
         """How many guests there were."""
         guests = [each for each in self._door.keyring.members() if each.kind is Kind.GUEST]
         for guest in guests:
-            if guest.name in self._used or guest.until < time.time():
+            if guest.until + _FAREWELL < time.time():
                 await self._door.expel(guest.name)
         return len(guests)

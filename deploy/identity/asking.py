@@ -25,11 +25,10 @@ from xnai.deploy.identity.orders import (
     read_members,
 )
 from xnai.protocol import subjects
-from xnai.protocol.errors import Busy, InvalidSettings, NoBus, NotAllowed, Unavailable, XnaiError
+from xnai.protocol.errors import NoBus, XnaiError
 from xnai.protocol.names import check_name
 
 _TRY_AGAIN = 0.1
-_COMING_UP = 10.0
 
 
 async def introduce(
@@ -57,7 +56,7 @@ async def introduce(
     machine = keyring.machine if keyring else ""
     who = Admit(name=name, kind=kind, key=key.public, machine=machine, roles=_tuple(roles))
     try:
-        member = await _admitted(at, who, time.monotonic() + max(wait, _COMING_UP))
+        (member,) = await ask(at, who)
     except XnaiError:
         if is_new:
             file.unlink(missing_ok=True)
@@ -67,20 +66,6 @@ async def introduce(
     if is_new:  # whatever it had is lost
         await _forget_others(at, member, key.public)
     return member
-
-
-async def _admitted(at: Address, who: Admit, until: float) -> Member:
-    while True:
-        try:
-            (member,) = await ask(at, who)
-        except (NotAllowed, Busy, InvalidSettings):
-            raise
-        except Unavailable:  # the stack is just coming up: its broker listens before its keeper does
-            if time.monotonic() > until:
-                raise
-            await anyio.sleep(_TRY_AGAIN)
-        else:
-            return member
 
 
 def _tuple(roles: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -13,8 +13,8 @@ from xnai.bus.keys import make_key
 from xnai.bus.permissions import Kind
 from xnai.deploy.identity.keyring import Keyring, Member, did_you_mean, taken
 from xnai.deploy.identity.orders import Join, Newcomer
-from xnai.protocol.errors import InvalidArgument, XnaiError
-from xnai.protocol.names import check_name
+from xnai.protocol.errors import InvalidArgument, NotAllowed, XnaiError
+from xnai.protocol.names import SUPERVISOR, check_name
 
 
 class Door(Protocol):
@@ -103,11 +103,17 @@ class OwnDoor:
         """Let in the supervisor of another machine, its people and its agents; its invitation is over then.
 
         Raises:
+            NotAllowed: the invitation was used, or is over.
             InvalidArgument: a name is no name, or belongs to somebody of another kind.
         """
         check_name(asked.machine, "machine")
         async with self._changing:
             before = self.keyring.members()
+            invitation = self.keyring.find(guest, guest)
+            if invitation is None or invitation.kind is not Kind.GUEST or invitation.until <= time.time():
+                raise NotAllowed(
+                    "This invitation was used, or is over. Ask for another one: xnai keys invite"
+                )
             if any(each.machine == asked.machine for each in before):
                 raise InvalidArgument(
                     f"{asked.machine} has joined already. "
@@ -118,8 +124,7 @@ class OwnDoor:
                 known = self.keyring.kind_of(member.name)
                 if known not in (None, member.kind):
                     raise InvalidArgument(taken(member.name, known, member.kind))
-            invitation = self.keyring.find(guest, guest)
-            self.keyring.put(*new, *([_with(invitation, until=time.time())] if invitation else []))
+            self.keyring.put(*new, _with(invitation, until=time.time()))
             await self._apply(before)
             return new
 
@@ -222,5 +227,5 @@ def _newcomer(who: Newcomer, machine: str) -> Member:
         raise InvalidArgument(f"{who.name} cannot join as a {who.kind}.")
     if who.kind is Kind.SUPERVISOR and not is_supervisor:
         raise InvalidArgument(f"{who.name} is not the supervisor of {machine}.")
-    roles = ("supervisor",) if is_supervisor else ()
+    roles = (SUPERVISOR,) if is_supervisor else ()
     return Member(name=who.name, kind=who.kind, roles=roles, keys=(who.key,), machine=machine)

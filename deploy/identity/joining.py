@@ -19,6 +19,7 @@ from xnai.deploy.identity.keyring import Keyring
 from xnai.deploy.identity.orders import Invitation, Join, Newcomer, read_invitation
 from xnai.protocol import subjects
 from xnai.protocol.errors import InvalidArgument, XnaiError
+from xnai.protocol.names import SUPERVISOR
 
 _MARK = "xnai-join-"
 _TIMEOUT = 20.0
@@ -59,7 +60,7 @@ async def join(stack: Path, machine: str, invitation: Invitation, *, agents: Seq
     wanted = {machine: Kind.SUPERVISOR, sender_name(None): Kind.PERSON, login_name(): Kind.PERSON}
     wanted |= dict.fromkeys(agents, Kind.AGENT)
     for name, kind in wanted.items():
-        roles = ("supervisor",) if kind is Kind.SUPERVISOR else ()
+        roles = (SUPERVISOR,) if kind is Kind.SUPERVISOR else ()
         keyring.ensure(name, kind, roles=roles, by_settings=kind is Kind.AGENT)
     ca = _keep_ca(stack, invitation, f"{_CA}.new")
     guest = keyring.folder / f"{invitation.guest}{SUFFIX}"

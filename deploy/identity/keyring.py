@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from xnai.bus.locating import JOINED_FILE
 from xnai.bus.permissions import Identity, Kind
 from xnai.bus.secrets import write_secret
 from xnai.protocol.errors import InvalidArgument, InvalidSettings
-from xnai.protocol.names import SYSTEM
+from xnai.protocol.names import SUPERVISOR, SYSTEM, nearest
 
 FOLDER = "keys"
 _LIST = "members.json"
@@ -176,7 +175,7 @@ class Keyring:
         change when the stack ended is known by what its file holds.
         """
         self.ensure(SYSTEM, Kind.SYSTEM)
-        self.ensure(self.machine, Kind.SUPERVISOR, roles=("supervisor",))
+        self.ensure(self.machine, Kind.SUPERVISOR, roles=(SUPERVISOR,))
         for name in dict.fromkeys(people):
             self.ensure(name, Kind.PERSON)
         for name in agents:
@@ -216,5 +215,5 @@ def taken(name: str, known: Kind | None, wanted: Kind) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about a name that is unknown."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f": did you mean {near[0]}?" if near else "."
+    meant = nearest(name, known)
+    return f": did you mean {meant}?" if meant else "."

@@ -18,11 +18,11 @@ from xnai.deploy.supervisor.fleet import Fleet
 from xnai.deploy.supervisor.orders import Changes, Offer, Row, Scaling, Which
 from xnai.deploy.supervisor.placing import choose, offer_of
 from xnai.protocol.errors import InvalidAgent, XnaiError
+from xnai.protocol.names import SUPERVISOR
 from xnai.registry import Change, Registry, open_registry
 from xnai.registry.roster import Kind
 
 T = TypeVar("T")
-ROLE = "supervisor"
 _LOG, _QUEUE = 16 << 20, 1_000
 _CONCURRENCY = 16
 _SPAWNING = 300.0
@@ -31,7 +31,7 @@ _SPAWNING = 300.0
 def agent_name(folder: Path) -> str:
     """The name of the supervisor of this folder on this machine: the same each time."""
     place = f"{socket.gethostname()}\0{folder.resolve()}"
-    return f"{ROLE}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+    return f"{SUPERVISOR}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 def small(limits: Limits) -> Limits:
@@ -57,10 +57,10 @@ async def open_supervisor(
         registry = await stack.enter_async_context(open_registry(bus, lease=limits.lease))
         stack.enter_context(registry.told(lambda change: _tell_end(change, name, say)))
         try:
-            agent = _agent(fleet, name, roles=(ROLE,), registry=registry, down=down)
+            agent = _agent(fleet, name, roles=(SUPERVISOR,), registry=registry, down=down)
             await stack.enter_async_context(serve(agent, bus, limits=small(limits)))
         except InvalidAgent as error:  # another release of us understands the same words differently
-            say(f"answers to {name} and not to {ROLE}: {error}")
+            say(f"answers to {name} and not to {SUPERVISOR}: {error}")
             agent = _agent(fleet, name, roles=(), registry=registry, down=down)
             await stack.enter_async_context(serve(agent, bus, limits=small(limits)))
         yield
@@ -69,7 +69,7 @@ async def open_supervisor(
 def _tell_end(change: Change, ourselves: str, say: Callable[[str], None]) -> None:
     """Say when another supervisor is gone, and how."""
     other = change.instance.presence
-    if ROLE in other.roles and other.agent != ourselves and change.kind in (Kind.LEFT, Kind.LOST):
+    if SUPERVISOR in other.roles and other.agent != ourselves and change.kind in (Kind.LEFT, Kind.LOST):
         how = "has left" if change.kind is Kind.LEFT else "is lost: its lease has ended"
         say(f"{other.agent} on {other.host}, process {other.pid}, {how}")
 
@@ -98,8 +98,8 @@ def _agent(
     @agent.skill
     async def spawn(which: Which, ctx: Context) -> list[Row]:
         """Start one more process of an agent: here, or where the role was asked, where the least is to do."""
-        if ctx.task.agent == ROLE:
-            place = await hopeless(lambda: choose(registry, ROLE, agent=which.agent, ctx=ctx))
+        if ctx.task.agent == SUPERVISOR:
+            place = await hopeless(lambda: choose(registry, SUPERVISOR, agent=which.agent, ctx=ctx))
             if place != name:
                 return await ctx.call(f"{place}.spawn", which, list[Row], timeout=_SPAWNING)
         return await after(which.agent, lambda: fleet.scale(which.agent, fleet.group(which.agent).wanted + 1))
