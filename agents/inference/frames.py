@@ -49,6 +49,31 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
 # To the engine
 
 
+class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
+    """The first frame: how the engine behaves, whatever it computes.
+
+    Attributes:
+        threads: of a computation; 0 for the physical cores.
+        gap: seconds that no stream waits longer for its next token, whatever prompt is computed beside it.
+        flush: seconds for which text of one answer may be gathered; its first piece leaves at once.
+        queue, queue_tokens: requests that may wait, and tokens of their prompts.
+        aging: seconds of waiting that lift a request by a lane.
+        lead: tokens of advantage that a cached prefix may give a sender over others.
+        nice: added to the priority of the process, 0 to 19.
+        folder: where what was measured is remembered; "" for nowhere.
+    """
+
+    threads: int = 0
+    gap: float = 0.1
+    flush: float = 0.025
+    queue: int = 256
+    queue_tokens: int = 262_144
+    aging: float = 20.0
+    lead: int = 2_000
+    nice: int = 0
+    folder: str = ""
+
+
 class Open(Frame, frozen=True, array_like=True, tag=True, gc=False):
     """Have this model open. Answered by Opened or Refused with the id 0 and the model's name.
 
@@ -282,7 +307,7 @@ class Status(Frame, frozen=True, array_like=True, tag=True, gc=False):
     memory: int = 0
 
 
-ToEngine = Open | Generate | Embed | Count | Drop | Ask
+ToEngine = Setup | Open | Generate | Embed | Count | Drop | Ask
 FromEngine = Opened | Queued | Text | Done | Refused | Vectors | Counted | Status
 
 _encoder = msgspec.msgpack.Encoder()
