@@ -87,12 +87,13 @@ class Program:
         await self._until(lambda printed: printed == line, 1)
 
     async def _until(self, fits: Callable[[str], bool], times: int) -> str:
-        with anyio.fail_after(PATIENCE):
+        with anyio.move_on_after(PATIENCE):
             while len(found := [line for line in (*self.out, *self.err) if fits(line)]) < times:
                 if self._news.is_set():
                     self._news = anyio.Event()
                 await self._news.wait()
-        return found[-1]
+            return found[-1]
+        raise TimeoutError("it said:\n" + "\n".join((*self.out, *self.err)[-60:]))
 
     async def ends(self) -> int:
         """Wait for the end; returns the exit status."""
