@@ -5,5 +5,6 @@ from xnai.agents.context import Context
 from xnai.agents.skills import Backoff
 from xnai.agents.worker import Worker, serve
 from xnai.protocol.errors import Reject
+from xnai.protocol.payload import Whole
 
-__all__ = ["Agent", "Backoff", "Context", "Reject", "Worker", "serve"]
+__all__ = ["Agent", "Backoff", "Context", "Reject", "Whole", "Worker", "serve"]

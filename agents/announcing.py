@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from xnai.agents.agent import Agent
 from xnai.agents.skills import Skill
 from xnai.bus import Bus
@@ -71,6 +73,7 @@ def schemas_of(agent: Agent) -> dict[str, SkillFacts]:
             input=skill.accepts.schema() if skill.accepts else None,
             output=skill.returns.schema(),
             streams=skill.streams,
+            whole=skill.whole.schema() if skill.whole else msgspec.UNSET,
         )
         for skill in agent.skills.values()
     }
@@ -107,6 +110,7 @@ def _difference(ours: SkillFacts, theirs: SkillFacts) -> str | None:
         ("input", ours.input, theirs.input),
         ("output", ours.output, theirs.output),
         ("streaming", ours.streams, theirs.streams),
+        ("whole", ours.whole or None, theirs.whole or None),
     ):
         if mine != other:
             return _first_difference(what, mine, other)

@@ -152,6 +152,7 @@ class Conclusion:
             instance=self._bus.instance,
             attempt=run.attempt if run else 0,
             chunks=run.chunks if run else -1,
+            whole=run is not None and run.chunks >= 0 and run.skill.whole is not None,
         )
         body = outcome(task, state, at=format_timestamp(now), facts=facts, artifacts=artifacts, error=error)
         data = encode(body)

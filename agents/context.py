@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import msgspec
@@ -91,15 +92,23 @@ class Context:
         """
         return await self._run.children.call(to, payload, returns, timeout=timeout, name=name)
 
+    @overload
+    def stream(
+        self, to: str, payload: object, returns: type[T], *, timeout: float = ..., name: str | None = ...
+    ) -> AsyncGenerator[T, None]: ...
+    @overload
+    def stream(
+        self, to: str, payload: object, returns: UnionType, *, timeout: float = ..., name: str | None = ...
+    ) -> AsyncGenerator[Any, None]: ...
     async def stream(
         self,
         to: str,
         payload: object,
-        returns: type[T],
+        returns: Any,
         *,
         timeout: float = STREAM_TIMEOUT,
         name: str | None = None,
-    ) -> AsyncGenerator[T, None]:
+    ) -> AsyncGenerator[Any, None]:
         """What another agent yields, as a part of this task; otherwise as `call`."""
         chunks = self._run.children.stream(to, payload, returns, timeout=timeout, name=name)
         async with aclosing(chunks):

@@ -223,17 +223,18 @@ def _is_canceled() -> bool:
 
 
 async def _stream(run: Run, arguments: dict[str, Any]) -> tuple[Part, ...]:
-    writer = run.writer = ChunkWriter(run.reporter, run.skill.returns)
+    writer = run.writer = ChunkWriter(run.reporter, run.skill.returns, run.skill.whole)
     try:
         # Closed here and now, whatever stops it: what the handler holds is free before the task is settled.
         async with aclosing(run.skill.handler(**arguments)) as values:
             async for value in values:
                 await writer.write(value)
+        answer = writer.answer()
     except InvalidPayload as error:
         raise WrongResult(str(error)) from error
     await writer.flush(last=True)
     run.chunks = writer.count
-    return (writer.joined(),)
+    return answer
 
 
 def _in_thread(run: Run, arguments: dict[str, Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -11,7 +13,7 @@ import msgspec
 from xnai.agents.context import Context
 from xnai.protocol.errors import InvalidAgent, InvalidPayload
 from xnai.protocol.names import check_name
-from xnai.protocol.payload import Codec, codec_of
+from xnai.protocol.payload import Codec, Whole, codec_of, is_union
 
 HARD_CAP = 900.0
 MAX_ATTEMPTS = 5
@@ -37,6 +39,7 @@ class Skill(msgspec.Struct, frozen=True, kw_only=True):
         handler: the author's function.
         accepts: reads the payload; None when the handler takes none.
         returns: writes the answer, or each chunk of it.
+        whole: writes the answer that follows the chunks; None where it is the chunks joined.
         context: the name of the parameter that gets the Context; None when there is none.
         payload: the name of the parameter that gets the payload; None when there is none.
         streams, threaded: whether it yields chunks, and whether it runs in a worker thread.
@@ -51,6 +54,7 @@ class Skill(msgspec.Struct, frozen=True, kw_only=True):
     examples: tuple[str, ...] = ()
     accepts: Codec[Any] | None
     returns: Codec[Any]
+    whole: Codec[Any] | None
     context: str | None
     payload: str | None
     streams: bool
@@ -92,6 +96,7 @@ def read_skill(
     hints = _hints(handler, name)
     payload, context = _parameters(handler, hints, name)
     streams = inspect.isasyncgenfunction(handler)
+    returns, whole = _answer(hints, name, streams=streams)
     return Skill(
         name=name,
         handler=handler,
@@ -99,7 +104,8 @@ def read_skill(
         tags=tags,
         examples=examples,
         accepts=None if payload is None else _codec(hints.get(payload, Any), name),
-        returns=_codec(_answer(hints, streams), name),
+        returns=_codec(returns, name),
+        whole=whole,
         context=context,
         payload=payload,
         streams=streams,
@@ -139,11 +145,24 @@ def _parameters(
     return (payloads[0] if payloads else None), context
 
 
-def _answer(hints: dict[str, Any], streams: bool) -> Any:
+def _answer(hints: dict[str, Any], name: str, *, streams: bool) -> tuple[Any, Codec[Any] | None]:
+    """The type of the answer or of its chunks, and the codec of the whole behind them."""
     answer = hints.get("return", Any)
-    if streams and get_origin(answer) in _STREAMS:
-        return get_args(answer)[0]
-    return Any if streams else answer
+    if not streams:
+        return answer, None
+    if get_origin(answer) not in _STREAMS:
+        return Any, None
+    chunk = get_args(answer)[0]
+    kinds = get_args(chunk) if is_union(chunk) else (chunk,)
+    wholes = [kind for kind in kinds if kind is Whole or get_origin(kind) is Whole]
+    if not wholes:
+        return chunk, None
+    pieces = tuple(kind for kind in kinds if kind not in wholes)
+    if len(wholes) > 1 or not pieces:
+        raise InvalidAgent(
+            f"Skill {name}: it yields chunks and one Whole, AsyncIterator[str | Whole[Answer]]."
+        )
+    return functools.reduce(operator.or_, pieces), _codec((get_args(wholes[0]) or (Any,))[0], name)
 
 
 def _codec(type: Any, name: str) -> Codec[Any]:

@@ -10,17 +10,19 @@ import msgspec
 from xnai.agents.reporter import Reporter
 from xnai.protocol.a2a import NO_DATA, Part
 from xnai.protocol.envelope import encode
-from xnai.protocol.payload import BYTES, JSON, Codec
+from xnai.protocol.errors import InvalidPayload
+from xnai.protocol.payload import BYTES, JSON, Codec, Whole
 
 COALESCE = 0.05  # seconds: yields that come closer together are stored as one event
 
 
 class ChunkWriter:
-    """Writes the chunks of one attempt, in order."""
+    """Writes the chunks of one attempt, in order, and keeps the whole that may follow them."""
 
-    def __init__(self, reporter: Reporter, codec: Codec[object]) -> None:
-        self._reporter, self._codec = reporter, codec
+    def __init__(self, reporter: Reporter, codec: Codec[object], whole: Codec[object] | None) -> None:
+        self._reporter, self._codec, self._whole = reporter, codec, whole
         self._parts: list[Part] = []
+        self._answer: tuple[Part, ...] | None = None
         self._stored = 0
         self._since = 0.0
         self._one_at_a_time = anyio.Lock()
@@ -35,12 +37,16 @@ class ChunkWriter:
         return self._stored < len(self._parts) and time.monotonic() - self._since >= COALESCE
 
     async def write(self, value: object) -> None:
-        """Send a chunk, and store it with its neighbours.
+        """Send a chunk, and store it with its neighbours; or keep the whole.
 
         Raises:
-            InvalidPayload: it is not of the type that was declared.
+            InvalidPayload: it is not of the type that was declared, or follows the whole.
             Unavailable: an event was not confirmed.
         """
+        if self._answer is not None:
+            raise InvalidPayload("Something was yielded behind the Whole, which is the last.")
+        if isinstance(value, Whole):
+            return self._keep(value.value)
         (part, *_) = self._codec.write(value)
         if self._stored == len(self._parts):
             self._since = time.monotonic()
@@ -57,8 +63,25 @@ class ChunkWriter:
                 self._stored += len(parts)
                 await self._reporter.chunks(index, parts, last=last)
 
-    def joined(self) -> Part:
-        """The whole answer as one part: joined text, joined bytes, or a list of the values."""
+    def _keep(self, value: object) -> None:
+        if self._whole is None:
+            raise InvalidPayload("A Whole was yielded, and none is declared: AsyncIterator[… | Whole[…]].")
+        self._answer = self._whole.write(value)
+
+    def answer(self) -> tuple[Part, ...]:
+        """The answer as a call gets it: the whole, or the chunks joined.
+
+        Raises:
+            InvalidPayload: a whole was declared and not yielded.
+        """
+        if self._whole is None:
+            return (self._joined(),)
+        if self._answer is None:
+            raise InvalidPayload("The Whole that it declares was not yielded.")
+        return self._answer
+
+    def _joined(self) -> Part:
+        """Joined text, joined bytes, or a list of the values."""
         kind = self._codec.type
         if kind is str or (self._parts and all(part.text is not None for part in self._parts)):
             return Part(text="".join(part.text or "" for part in self._parts))

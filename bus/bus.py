@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from types import UnionType
 from typing import Any, TypeVar, overload
 
 import anyio
@@ -15,10 +14,11 @@ from xnai.bus.asking import ask_keeper
 from xnai.bus.background import background_tasks
 from xnai.bus.blobs import Blobs, has_references
 from xnai.bus.chunks import ChunkReader
-from xnai.bus.ending import CANCELED, Owner, deadline_exceeded
+from xnai.bus.ending import CANCELED, Owner
 from xnai.bus.finding import Finder, Found, as_task
 from xnai.bus.hearing import Hearing
 from xnai.bus.jetstream import JetStream
+from xnai.bus.leaving import CANCEL_GRACE, Leaving, time_left
 from xnai.bus.listing import TaskList
 from xnai.bus.locating import Address, reach, sender_name
 from xnai.bus.open_calls import OpenCall, OpenCalls
@@ -31,26 +31,21 @@ from xnai.protocol import subjects
 from xnai.protocol.a2a import Task, TaskState
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.errors import (
-    CallTimeout,
     InvalidPayload,
     InvalidResult,
     TaskNotCancelable,
     Unavailable,
     UnknownTask,
 )
-from xnai.protocol.events import Event, as_exception
+from xnai.protocol.events import Event, as_exception, facts_of
 from xnai.protocol.names import check_id, check_name, new_instance
-from xnai.protocol.payload import codec_of
-from xnai.protocol.timestamps import parse_timestamp
+from xnai.protocol.payload import codec_of, is_union
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 CALL_TIMEOUT = 30.0
 STREAM_TIMEOUT = 900.0
 TASK_TTL = 3 * DAY
 _GRACE = 1.0  # seconds that a worker has to write the outcome once the deadline has passed
-_CANCEL_GRACE = 2.0  # seconds that a worker has to stop
-_LEAVING = 2.0  # seconds that a caller takes to write its own last word
 
 
 def _always() -> bool:
@@ -108,7 +103,7 @@ class Bus:
         self.owner = Owner(self.publisher, self.finder, self.blobs, name)
         self.tasks = TaskList(transport, name)
         self.calls = OpenCalls(transport, self.api, self.hearing)
-        self._tasks = tasks
+        self._leaving = Leaving(self.owner, tasks)
         self.sender = Sender(self)
         self._stories = Storyteller(transport, self.finder, self.hearing)
 
@@ -195,12 +190,12 @@ class Bus:
                 return await self._outcome(task, call)
             except anyio.get_cancelled_exc_class():
                 if abandon():
-                    self._leave(task)
+                    self._leaving.leave(task)
                 raise
 
     async def _send(self, order: Order, task: Envelope) -> Sent:
         """Send a task whose outcome is waited for."""
-        patience = min(PUBLISH_TIMEOUT, max(0.0, _left(task)) + _GRACE)
+        patience = min(PUBLISH_TIMEOUT, max(0.0, time_left(task)) + _GRACE)
         return await self.sender.send(task, look_first=order.given, anywhere=order.anywhere, timeout=patience)
 
     async def _join(self, task: Envelope, call: OpenCall) -> Task:
@@ -211,38 +206,9 @@ class Bus:
 
     async def _outcome(self, task: Envelope, call: OpenCall) -> Task:
         try:
-            return await call.outcome(max(0.0, _left(task)) + _GRACE)
+            return await call.outcome(max(0.0, time_left(task)) + _GRACE)
         except TimeoutError:
-            return await self._give_up(task)
-
-    async def _give_up(self, task: Envelope) -> Task:
-        """The deadline has passed and no worker said so: say it, or read what was said."""
-        try:
-            with anyio.fail_after(_LEAVING):
-                return await self.owner.end(task, TaskState.FAILED, deadline_exceeded(task))
-        except (TimeoutError, Unavailable):
-            raise CallTimeout(
-                f"No outcome of {task.agent}.{task.skill} is known in time, and the broker cannot be asked. "
-                f"Ask again later for the task {task.id}."
-            ) from None
-
-    def _leave(self, task: Envelope, why: BaseException | None = None) -> None:
-        """Nobody waits any more. A task of its own, because whoever waited may not wait for this either."""
-        if isinstance(why, Unavailable):  # whoever is told that may ask again
-            return
-        with suppress(RuntimeError):  # the bus is closed: a generator that was dropped ends that late
-            self._tasks.start_soon(self._abandon, task)
-
-    async def _abandon(self, task: Envelope) -> None:
-        try:
-            with anyio.CancelScope(shield=True), anyio.fail_after(_LEAVING):
-                await self.owner.cancel(task, "the caller has left")
-            await anyio.sleep(_CANCEL_GRACE)
-            await self.owner.end(task, TaskState.CANCELED, CANCELED)
-        except TaskNotCancelable:
-            return
-        except (TimeoutError, Unavailable):
-            log.warning("a task whose caller has left could not be canceled", extra={"task": task.id})
+            return await self._leaving.give_up(task)
 
     async def answer(self, outcome: Task, returns: Any) -> Any:
         """What a completed task returned, read as `returns`.
@@ -312,18 +278,45 @@ class Bus:
             async for event in events:
                 yield await self.blobs.whole_event(event)
 
-    async def stream(
+    @overload
+    def stream(
         self,
         to: str,
         payload: object,
         returns: type[T],
         *,
+        timeout: float = ...,
+        lane: str = ...,
+        id: str | None = ...,
+        context: str | None = ...,
+    ) -> AsyncGenerator[T, None]: ...
+    @overload
+    def stream(
+        self,
+        to: str,
+        payload: object,
+        returns: UnionType,
+        *,
+        timeout: float = ...,
+        lane: str = ...,
+        id: str | None = ...,
+        context: str | None = ...,
+    ) -> AsyncGenerator[Any, None]: ...
+    async def stream(
+        self,
+        to: str,
+        payload: object,
+        returns: Any,
+        *,
         timeout: float = STREAM_TIMEOUT,
         lane: str = "normal",
         id: str | None = None,
         context: str | None = None,
-    ) -> AsyncGenerator[T, None]:
+    ) -> AsyncGenerator[Any, None]:
         """What the skill `to` yields, each chunk once, as it comes. A reader that leaves cancels the task.
+
+        A skill may have a whole beside its chunks (`xnai.agents.Whole`): where `returns` is a union that has
+        room for it, as `str | Answer`, it comes last.
 
         Raises:
             StreamChanged: after a crash, the new attempt yields something else than was handed out.
@@ -335,13 +328,15 @@ class Bus:
                 yield chunk
 
     async def run_stream(
-        self, order: Order, returns: type[T], *, abandon: Callable[[], bool] = _always
-    ) -> AsyncGenerator[T, None]:
+        self, order: Order, returns: Any, *, abandon: Callable[[], bool] = _always
+    ) -> AsyncGenerator[Any, None]:
         """As `stream`, for an order that is made already."""
         task = self.sender.envelope(order)
-        reader = ChunkReader(task.id, task.agent, self.blobs, codec_of(returns))
+        reader = ChunkReader[Any](task.id, task.agent, self.blobs, codec_of(returns))
         async with AsyncExitStack() as stack:
-            stack.push(lambda _, why, __: None if reader.outcome or not abandon() else self._leave(task, why))
+            stack.push(
+                lambda _, why, __: None if reader.outcome or not abandon() else self._leaving.leave(task, why)
+            )
             stack.enter_context(self.hearing.listen(task.id, reader.take))
             stack.enter_context(self.transport.when_lost(reader.read_again))
             sent = await self._send(order, task)
@@ -360,9 +355,15 @@ class Bus:
             raise as_exception(reader.outcome)
         if not reader.streamed:  # the skill returns one value: that is the only chunk
             yield await self.answer(reader.outcome, returns)
+        elif facts_of(reader.outcome).whole and is_union(returns):
+            try:
+                whole = await self.answer(reader.outcome, returns)
+            except InvalidResult:  # of no type that was asked for: the chunks are all
+                return
+            yield whole
 
-    async def _hear_more(self, reader: ChunkReader[T], sent: Sent) -> None:
-        with anyio.move_on_after(max(0.0, _left(sent.task)) + _GRACE) as scope:
+    async def _hear_more(self, reader: ChunkReader[Any], sent: Sent) -> None:
+        with anyio.move_on_after(max(0.0, time_left(sent.task)) + _GRACE) as scope:
             await reader.wait()
             if reader.must_read:
                 try:
@@ -371,7 +372,7 @@ class Bus:
                     if self.transport.connected:
                         raise
         if scope.cancelled_caught:
-            reader.outcome = await self._give_up(sent.task)
+            reader.outcome = await self._leaving.give_up(sent.task)
 
     async def cancel(self, id: str, *, reason: str = "canceled by its owner") -> Task:
         """Cancel a task and return its outcome. The worker has two seconds to stop.
@@ -390,11 +391,6 @@ class Bus:
             async with hearing:
                 await self.owner.cancel(task, reason)
                 try:
-                    return await call.outcome(_CANCEL_GRACE)
+                    return await call.outcome(CANCEL_GRACE)
                 except TimeoutError:
                     return await self.owner.end(task, TaskState.CANCELED, CANCELED)
-
-
-def _left(task: Envelope) -> float:
-    """Seconds until the deadline; negative once it has passed."""
-    return parse_timestamp(task.deadline) - time.time()

@@ -12,6 +12,7 @@ from xnai.bus.blobs import Blobs
 from xnai.bus.finding import Finder, read_outcome
 from xnai.bus.hearing import sequence_of
 from xnai.bus.parser import Frame
+from xnai.bus.told import Told
 from xnai.protocol.a2a import Part, Task, TaskArtifactUpdateEvent, TaskState
 from xnai.protocol.envelope import Envelope, encode
 from xnai.protocol.errors import InvalidPayload, InvalidResult, MalformedMessage, StreamChanged, Unavailable
@@ -26,7 +27,7 @@ class ChunkReader(Generic[T]):
     """The chunks of one task.
 
     What is heard counts if it is of `agent`, which was asked. A chunk has a number within its attempt. A new
-    attempt begins again at 0: as many chunks as were handed out are compared and skipped.
+    attempt begins again at 0: what was handed out is compared and skipped.
     """
 
     def __init__(self, id: str, agent: str, blobs: Blobs, codec: Codec[T]) -> None:
@@ -39,7 +40,7 @@ class ChunkReader(Generic[T]):
         self._position = 0
         self._started_over = False
         self._winner: tuple[int, str] | None = None  # the attempt that the outcome is of, once that matters
-        self._handed_out: list[int] = []
+        self._told = Told(id)
         self._frames: deque[tuple[str, int, bytes]] = deque()
         self._news = anyio.Event()
 
@@ -123,35 +124,28 @@ class ChunkReader(Generic[T]):
             if facts.attempt < self._run[0]:
                 return []  # the late word of an attempt that is over
             self._run, self._position = run, 0
+            self._told.start_over()
         if facts.index > self._position:  # a delta was lost on the way: the stored event brings it
             if stored and not self._started_over:
                 self._start_over()
             return []
-        return [part for part in update.artifact.parts[self._position - facts.index :] if self._is_new(part)]
-
-    def _is_new(self, part: Part) -> bool:
-        mark = hash(encode(part))
-        self._position += 1
-        if self._position > len(self._handed_out):
-            self._handed_out.append(mark)
-            return True
-        if self._handed_out[self._position - 1] != mark:
-            raise StreamChanged(
-                f"Attempt {self._run[0]} of {self._id} yields another chunk {self._position} than before."
-            )
-        return False
+        chunks = update.artifact.parts[self._position - facts.index :]
+        self._position += len(chunks)
+        return [part for chunk in chunks if (part := self._told.new(chunk)) is not None]
 
     def _end(self, outcome: Task) -> None:
         facts = facts_of(outcome)
         if outcome.status.state is TaskState.COMPLETED and facts.chunks >= 0:
-            if facts.chunks < len(self._handed_out):
-                raise StreamChanged(f"Attempt {facts.attempt} of {self._id} yields fewer chunks than before.")
             winner = (facts.attempt, facts.instance)
             if facts.chunks and (winner != self._run or self._position < facts.chunks):
                 if self._winner is not None:
                     raise MalformedMessage(f"The log of {self._id} lacks chunks that were counted.")
                 self._winner = winner
                 return self._start_over()
+            if not facts.chunks:
+                self._told.start_over()
+            if not self._told.repeated:
+                raise StreamChanged(f"Attempt {facts.attempt} of {self._id} yields less than before.")
         self.outcome = outcome
 
     def _start_over(self) -> None:

@@ -67,6 +67,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
         index: number of the first chunk in an artifact event, counted from 0 per attempt.
         delay: seconds until the next attempt, in `failed`.
         chunks: how many chunks a stream had, in its outcome; -1 where nothing was streamed.
+        whole: the answer in that outcome is a value of its own, and not the chunks joined.
     """
 
     attempt: int = 0
@@ -80,6 +81,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     index: int = 0
     delay: float = 0.0
     chunks: int = -1
+    whole: bool = False
 
     def metadata(self) -> dict[str, Any]:
         return {EXTENSION: self}

@@ -11,9 +11,10 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Hashable, Iterable
 from functools import lru_cache
-from typing import Any, Generic, TypeVar, cast, get_args
+from typing import Any, Generic, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 from msgspec.inspect import CustomType, type_info
@@ -29,6 +30,21 @@ _NOT_AS_TEXT = (bytes, bytearray, memoryview)
 """A text part is no bytes; within `data`, where JSON has only strings, they are base64."""
 _SHOWN = 5  # problems of a value that are named
 _EXACT = (int, float, bool, str, bytes, type(None))
+
+
+class Whole(msgspec.Struct, Generic[T], frozen=True):
+    """The last thing that a streaming skill yields, where its answer is more than its chunks joined.
+
+    A skill declares it, `AsyncIterator[str | Whole[Answer]]`, and then has to end with one. `call` gets
+    `value`; `stream` gets it behind the chunks, if what it asks for names both: `str | Answer`.
+    """
+
+    value: T
+
+
+def is_union(type: object) -> bool:
+    """Whether values of several types may come: `str | Answer`."""
+    return isinstance(type, types.UnionType) or get_origin(type) is Union
 
 
 def _write_foreign(value: Any) -> Any:

@@ -43,6 +43,7 @@ class SkillFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     Attributes:
         input: schema of the payload; None when it takes none.
         output: schema of the answer, or of each chunk of it.
+        whole: schema of the answer that follows the chunks, where there is one.
         done, failed: outcomes that this process stored, COMPLETED and others.
         seconds: spent on them.
     """
@@ -50,6 +51,7 @@ class SkillFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     input: dict[str, Any] | None
     output: dict[str, Any]
     streams: bool = False
+    whole: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     done: int = 0
     failed: int = 0
     seconds: float = 0.0

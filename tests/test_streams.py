@@ -278,6 +278,24 @@ async def test_a_new_attempt_goes_on_where_the_reader_stands() -> None:
             assert await read(bus, "flaky.run", None, int) == [1, 2, 3, 4, 5]
 
 
+async def test_a_new_attempt_may_cut_the_same_text_in_other_places() -> None:
+    attempts: list[list[Any]] = [["to be", " or", ""], ["to", " be o"], ["t", "", "o be or n", "ot", "!"]]
+    with anyio.fail_after(10):
+        async with running(flaky("flaky", attempts)) as bus:
+            heard = await read(bus, "flaky.run", None, str)
+    assert "".join(heard) == "to be or not!"
+
+
+@pytest.mark.parametrize("second", [["to ", "see"], ["t"], [1], ["to", 1]])
+async def test_a_new_attempt_with_another_text_is_an_error_for_the_reader(second: list[Any]) -> None:
+    with anyio.fail_after(10):
+        async with running(flaky("flaky", [["to", " be"], second])) as bus:
+            heard: list[Any] = []
+            with pytest.raises(StreamChanged):
+                await keep(heard, bus.stream("flaky.run", None, object))
+    assert heard == ["to", " be"]
+
+
 async def test_a_new_attempt_that_yields_something_else_is_an_error_for_the_reader() -> None:
     with anyio.fail_after(10):
         async with running(flaky("flaky", [[1, 2, 3], [1, 7, 3, 4]])) as bus:

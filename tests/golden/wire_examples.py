@@ -128,6 +128,16 @@ BODIES: dict[str, tuple[str, events.Body]] = {  # name of the file: kind and bod
             artifacts=(_chunks,),
         ),
     ),
+    "event_outcome_whole": (
+        events.OUTCOME,
+        events.outcome(
+            envelope,
+            TaskState.COMPLETED,
+            at=AT,
+            facts=msgspec.structs.replace(facts, chunks=2, whole=True),
+            artifacts=(_answer,),
+        ),
+    ),
     "event_outcome_failed": (
         events.OUTCOME,
         events.outcome(
