@@ -1,0 +1,187 @@
+"""How much memory a model will take, and how much there is: arithmetic, before anything is loaded.
+
+The KV cache is counted as llama.cpp's `llama_kv_cache` lays it out. The compute buffers are bounded by the
+largest results that live at once in its graph: what is planned was never less than what llama.cpp allocated.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from xnai.agents.inference.gguf_file import GgufInfo
+from xnai.protocol.errors import InvalidArgument
+
+KV_TYPES = {"f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
+"""Numbers in a block of a KV cache, and its bytes."""
+
+_CELLS = 256  # to a multiple of which llama.cpp rounds the context
+_FLOAT = 4
+_LARGEST_RESERVE = 2 << 30
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model takes, in bytes.
+
+    Attributes:
+        weights: mapped from the file; the kernel may drop and read them again, which is slow.
+        kv: of all sequences, together with the state of recurrent layers.
+        compute: llama.cpp's buffers for one batch, and for what comes out of it.
+        kv_per_token: of one sequence.
+        context, sequences: what it was planned for; the context is that of each sequence, rounded up.
+        estimate: why it may take less or more than planned; None where the arithmetic is known to hold.
+    """
+
+    weights: int
+    kv: int
+    compute: int
+    kv_per_token: int
+    context: int
+    sequences: int
+    estimate: str | None = None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute
+
+
+def plan_memory(
+    info: GgufInfo,
+    context: int,
+    sequences: int = 1,
+    *,
+    kv_type: str = "f16",
+    batch: int = 512,
+    flash: bool = False,
+) -> MemoryPlan:
+    """What this model takes with so many sequences of `context` tokens each.
+
+    `batch` is the tokens of one micro-batch (`n_ubatch`), `flash` whether flash attention is on.
+
+    Raises:
+        InvalidArgument: a number is below 1, or the KV type is none that is known.
+    """
+    if min(context, sequences, batch) < 1:
+        raise InvalidArgument("A context, a number of sequences and a batch are at least 1.")
+    if kv_type not in KV_TYPES:
+        raise InvalidArgument(f"{kv_type!r} is no type of a KV cache: use one of {', '.join(KV_TYPES)}.")
+    cells = -(-context // _CELLS) * _CELLS
+    per_token = _kv_per_token(info, kv_type) if info.causal else 0
+    return MemoryPlan(
+        weights=info.tensor_bytes,
+        kv=sequences * (cells * per_token + info.state_bytes),
+        compute=_compute(info, cells, min(batch, cells * sequences), flash=flash) + _outputs(info, sequences),
+        kv_per_token=per_token,
+        context=cells,
+        sequences=sequences,
+        estimate=_doubt(info),
+    )
+
+
+def _kv_per_token(info: GgufInfo, kv_type: str) -> int:
+    numbers, size = KV_TYPES[kv_type]
+    return sum(
+        -(-heads * length // numbers) * size
+        for heads in info.kv_heads
+        for length in (info.key_length, info.value_length)
+    )
+
+
+def _compute(info: GgufInfo, cells: int, tokens: int, *, flash: bool) -> int:
+    """The largest result of the graph, with those that live beside it."""
+    attention = 0 if flash else info.heads * cells
+    feed_forward = 2 * info.feed_forward * max(info.experts_used, 1)
+    heads = max(info.kv_heads, default=0)
+    beside = 5 * info.embedding + heads * (info.key_length + info.value_length)
+    largest = max(attention, info.vocabulary, feed_forward)
+    mask = cells if info.causal else tokens
+    return _FLOAT * tokens * (largest + mask + beside)
+
+
+def _outputs(info: GgufInfo, sequences: int) -> int:
+    return _FLOAT * sequences * (info.vocabulary + info.embedding)
+
+
+def _doubt(info: GgufInfo) -> str | None:
+    if not info.layers or not info.embedding:
+        return "the file does not say how its layers are made"
+    if info.window:
+        return "layers with a sliding window may take less"
+    if info.state_bytes or 0 in info.kv_heads:
+        return "it has recurrent layers"
+    if info.experts:
+        return "the buffers of a mixture of experts depend on which are chosen"
+    return None
+
+
+# What there is
+
+
+def available(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may still take, without swapping.
+
+    What /proc/meminfo says, and no more than what the memory limits of its cgroup and of those above it (v1
+    and v2) leave; what they hold of files that nobody has used lately counts as free. Where there is no
+    /proc, the memory of the machine. `root` is where proc and sys are found.
+    """
+    said = re.search(r"^MemAvailable: +(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    free = int(said[1]) << 10 if said else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(0, min([free, *_left_by_groups(root)]))
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # In a container the path may be the host's, and is not found below the mount: its parents are.
+        path = top / group.lstrip("/")
+        for folder in [path, *path.parents]:
+            limit, used = _text(folder / names[0]), _text(folder / names[1])
+            if limit.isdecimal() and used.isdecimal():  # "max" is no limit
+                files = re.search(rf"^{names[2]} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+                yield int(limit) - int(used) + (int(files[1]) if files else 0)
+            if folder == top:
+                break
+
+
+def usual_reserve(free: int) -> int:
+    """What to leave of so much free memory to everybody else: a fifth, at most 2 GiB."""
+    return min(free // 5, _LARGEST_RESERVE)
+
+
+def fits(plan: MemoryPlan, free: int, *, reserve: int = 0) -> str | None:
+    """None if the plan fits into so many bytes less the reserve; otherwise the arithmetic."""
+    if plan.total <= free - reserve:
+        return None
+    unit, scale = ("GiB", 1 << 30) if plan.total >= 1 << 30 else ("MiB", 1 << 20)
+    needs, weights, kv, buffers, left, kept = (
+        _short(count / scale) for count in (plan.total, plan.weights, plan.kv, plan.compute, free, reserve)
+    )
+    tokens = f"{plan.sequences} x {plan.context:,} tokens x {_short(plan.kv_per_token / 1024)} KiB = {kv}"
+    less = f", less a reserve of {kept}" if reserve else ""
+    doubt = f" ({plan.estimate})" if plan.estimate else ""
+    return (
+        f"needs {needs} {unit}: weights {weights}, {tokens}, buffers {buffers}{doubt}; {left} are free{less}"
+    )
+
+
+def _short(number: float) -> str:
+    """With one decimal where it matters."""
+    return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
