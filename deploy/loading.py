@@ -56,8 +56,8 @@ def _from_file(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(file.resolve().parent))
-    # Compiled files are taken for current if time, in whole seconds, and size agree: whoever saves `int` and then
-    # `str` within a second, and has it reloaded, would go on with `int`.
+    # A compiled file is taken for current if its source has the same size and time, in whole seconds: whoever
+    # saves `int` and then `str` within a second, and has it reloaded, would go on with `int`.
     sys.dont_write_bytecode = True
     loader = spec.loader
     _foreign(str(file), lambda: loader.exec_module(module))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from xnai.agents.inference.chat import ChatTemplate
+from xnai.agents.inference.engine.text import TextStream
 from xnai.agents.inference.errors import ModelInvalid, PromptTooLong
 from xnai.agents.inference.llama import CancelFlag, Llama, Sampling, open_llama
 from xnai.agents.inference.requests import ChatMessage
-from xnai.agents.inference.text import TextStream
 from xnai.protocol.errors import InvalidPayload
 
 Finish = Literal["stop", "length", "cancelled"]

@@ -1,0 +1,121 @@
+"""What a model costs on this machine: measured once when it is first opened, and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from xnai.agents.inference.engine.llama import Batch, Context, Weights, open_context
+from xnai.agents.inference.engine.speeds import Figures, Speeds
+
+MOST = 16  # sequences that are tried
+_PAYS = 1.1  # twice the sequences pay if together they are faster by so much
+_USUAL = 4  # where the machine is too busy to tell
+_LENGTH, _PROMPTS, _TIMES = 256, (32, 128), 3
+_CALM = 0.8  # of the time all threads computed
+_LONGEST = 5.0  # seconds after which no larger number is tried
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured: how many sequences pay, and what steps cost.
+
+    Attributes:
+        calm: nothing else kept the machine busy meanwhile.
+    """
+
+    slots: int
+    speeds: Figures
+    calm: bool = True
+
+
+def figures_of(path: Path, weights: Weights, *, threads: int, fast: bool, folder: Path | None) -> Measured:
+    """The figures of this file with so many threads on this machine: from the folder, or measured now.
+
+    What was measured on a busy machine is not remembered: it is measured again the next time.
+    """
+    place = folder / f"{_key(path, threads=threads, fast=fast)}.json" if folder else None
+    if place:
+        try:
+            return msgspec.json.decode(place.read_bytes(), type=Measured)
+        except (OSError, msgspec.DecodeError):
+            pass
+    with open_context(weights, context=_LENGTH, sequences=MOST, threads=threads, fast=fast) as context:
+        measured = measure(context, threads=threads)
+    if place and measured.calm:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            half = place.with_suffix(f".{os.getpid()}")
+            half.write_bytes(msgspec.json.encode(measured))
+            half.replace(place)
+        except OSError:
+            pass
+    return measured
+
+
+def measure(context: Context, *, threads: int) -> Measured:
+    """Computes prompts, and steps of 1, 2, 4, … sequences as long as more of them pay."""
+    batch = Batch(512)
+    random = np.random.default_rng(0)
+    speeds = Speeds()
+    started, spent = time.monotonic(), time.process_time()
+
+    def timed(lengths: Sequence[int]) -> float:
+        """Seconds of a batch with a sequence of each length: the least of some, since others disturb it."""
+        batch.clear()
+        for sequence, length in enumerate(lengths):
+            tokens = random.integers(0, context.weights.vocabulary.size, length).astype(np.int32)
+            batch.add(tokens, 0, sequence, wanted=1)
+        return min(_computed(context, batch) for _ in range(_TIMES))
+
+    for length in _PROMPTS:
+        speeds.observe(0, length, 0, timed([length]))
+    best, slots, count = 0.0, 1, 1
+    while count <= context.sequences and time.monotonic() - started < _LONGEST:
+        took = timed([1] * count)
+        speeds.observe(count, 0, 0, took)
+        if count / took < _PAYS * best:
+            break
+        best, slots = count / took, count
+        count *= 2
+    calm = time.process_time() - spent > _CALM * threads * (time.monotonic() - started)
+    return Measured(slots=slots if calm else max(slots, _USUAL), speeds=speeds.figures, calm=calm)
+
+
+def _computed(context: Context, batch: Batch) -> float:
+    """Seconds that a batch takes at the beginning of its sequences."""
+    for sequence in range(context.sequences):
+        context.cut(sequence, 0)
+    started = time.monotonic()
+    context.decode(batch)
+    context.logits(batch.size - 1)  # waits for what is computed
+    return time.monotonic() - started
+
+
+def _key(path: Path, *, threads: int, fast: bool) -> str:
+    """Another one for another file, machine, number of threads or way to compute."""
+    found = path.stat()
+    words = (
+        str(path.resolve()),
+        found.st_size,
+        found.st_mtime_ns,
+        threads,
+        fast,
+        platform.machine(),
+        _processor(),
+    )
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:24]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,146 @@
+"""A model that embeds, and the texts that it computes together, one batch after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xnai.agents.inference.engine.jobs import Job, Ledger
+from xnai.agents.inference.engine.llama import Batch, Context
+from xnai.agents.inference.frames import Done, Embed, Frame, Vectors
+
+TEXTS, TOKENS = 8, 512  # in one batch: every token is compared with all others of it, so more is slower
+
+
+class Embedding:
+    """A request while the engine holds it. `left` are the texts to compute, by index, the longest last."""
+
+    def __init__(self, ask: Embed, job: Job, dimensions: int) -> None:
+        self.ask, self.job = ask, job
+        self.vectors: NDArray[np.float32] = np.zeros((len(ask.texts), dimensions), np.float32)
+        self.left = sorted(range(len(ask.texts)), key=lambda index: -len(ask.texts[index]))
+
+
+class VectorModel:
+    """The requests for one model that embeds.
+
+    Attributes:
+        computing: the ids of the requests that are in the batch that is computed now. Read by the thread
+            that reads.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        ledger: Ledger,
+        emit: Callable[[Frame], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.context = context
+        self.computing: frozenset[int] = frozenset()
+        self.requests: dict[int, Embedding] = {}
+        self.steps = 0
+        self.busy = 0.0
+        self._ledger, self._emit, self._clock = ledger, emit, clock
+        self._batch = Batch(TOKENS)
+
+    def take(self, ask: Embed, arrived: float) -> None:
+        """A request; each of its texts fits into the context."""
+        tokens = sum(map(len, ask.texts))
+        job = Job(
+            id=ask.id,
+            sender=ask.sender,
+            lane=ask.lane,
+            weight=ask.weight,
+            arrived=arrived,
+            prompt=tokens,
+            todo=tokens,
+            deadline=None if ask.deadline is None else arrived + ask.deadline,
+        )
+        request = Embedding(ask, job, self.context.weights.dimensions)
+        self._ledger.arrive(job)
+        self.requests[ask.id] = request
+        if not request.left:
+            self._finish(request)
+
+    def drop(self, id: int) -> bool:
+        """Ends a request where it is; False if there is none of this id."""
+        if (request := self.requests.pop(id, None)) is None:
+            return False
+        self._ledger.leave(request.job)
+        self._emit(Done(id, "canceled"))
+        return True
+
+    def step(self) -> float | None:
+        """Computes one batch; 0 if there may be another, None if nobody waits."""
+        began = self._clock()
+        self._drop_late(began)
+        if not self.requests:
+            return None
+        chosen = self._choose()
+        self._batch.clear()
+        for sequence, (request, index) in enumerate(chosen):
+            text = request.ask.texts[index]
+            self._batch.add(text, 0, sequence, wanted=len(text))
+        self.computing = frozenset(request.ask.id for request, _ in chosen)
+        done = self.context.encode(self._batch)
+        self.computing = frozenset()
+        self.steps += 1
+        self.busy += self._clock() - began
+        if not done:
+            for request, index in reversed(chosen):
+                request.left.append(index)
+            return 0.0
+        for sequence, (request, index) in enumerate(chosen):
+            request.vectors[index] = self.context.vector(sequence)
+            request.job.todo -= len(request.ask.texts[index])
+            self._ledger.charge(request.job, len(request.ask.texts[index]))
+        for request in {id(request): request for request, _ in chosen}.values():
+            if not request.left:
+                self._finish(request)
+        return 0.0
+
+    def _drop_late(self, now: float) -> None:
+        for request in list(self.requests.values()):
+            if request.job.deadline is not None and request.job.deadline <= now:
+                del self.requests[request.ask.id]
+                self._ledger.leave(request.job)
+                self._emit(Done(request.ask.id, "deadline"))
+
+    def _choose(self) -> list[tuple[Embedding, int]]:
+        """Which texts go through the model together: of the requests whose turn it is, shortest first."""
+        chosen: list[tuple[Embedding, int]] = []
+        tokens = 0
+        for request in self._in_turn():
+            while request.left:
+                length = len(request.ask.texts[request.left[-1]])
+                if chosen and (len(chosen) == TEXTS or tokens + length > TOKENS):
+                    return chosen
+                chosen.append((request, request.left.pop()))
+                tokens += length
+        return chosen
+
+    def _in_turn(self) -> Iterator[Embedding]:
+        def rank(request: Embedding) -> tuple[int, float, float]:
+            return request.job.lane, self._ledger.used(request.job), request.job.arrived
+
+        yield from sorted(self.requests.values(), key=rank)
+
+    def _finish(self, request: Embedding) -> None:
+        del self.requests[request.ask.id]
+        self._ledger.leave(request.job)
+        vectors = request.vectors
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        data = vectors.astype("<f4").tobytes()
+        self._emit(Vectors(request.ask.id, self.context.weights.dimensions, data))
+
+    def close(self) -> None:
+        """Nothing is held in C."""
+
+
+def fits(texts: Sequence[Sequence[int]], context: int) -> bool:
+    """Whether each text can be embedded: it has a token, and not more than the model takes."""
+    return all(0 < len(text) <= min(context, TOKENS) for text in texts)

@@ -1,0 +1,341 @@
+"""A model that generates text, and the requests that it computes together, one batch after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from xnai.agents.inference.engine.admission import Refusal, admit, positions
+from xnai.agents.inference.engine.answering import NOWHERE, Answering
+from xnai.agents.inference.engine.drafts import Costs, Drafts
+from xnai.agents.inference.engine.jobs import Job, Jobs, Ledger, Limits, Phase
+from xnai.agents.inference.engine.llama import Batch, Context, Tokens
+from xnai.agents.inference.engine.prefixes import Evicted, Opening, Streams
+from xnai.agents.inference.engine.rules import Matcher
+from xnai.agents.inference.engine.sampling import logprob_of, sampler_of
+from xnai.agents.inference.engine.scheduling import Plan, plan
+from xnai.agents.inference.engine.speeds import Speeds
+from xnai.agents.inference.errors import RuleInvalid
+from xnai.agents.inference.frames import Frame, Generate, Queued, Refused
+from xnai.agents.inference.requests import Finish
+
+_TOLD = 0.25  # seconds between two words on who stands where in the queue
+
+
+class Row(NamedTuple):
+    """What one request has in a batch.
+
+    Attributes:
+        tokens: of its prompt, or one of its answer, with those that were guessed to follow.
+        row: of the last logits, -1 for none.
+        guess: the tokens at its end.
+    """
+
+    request: Answering
+    tokens: int
+    row: int
+    guess: Sequence[int] = ()
+
+
+class TextModel:
+    """The requests for one model.
+
+    Attributes:
+        computing: the ids of the requests whose prompts are in the batch that is computed now. Read by the
+            thread that reads.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        streams: Streams,
+        *,
+        limits: Limits,
+        ledger: Ledger,
+        speeds: Speeds,
+        emit: Callable[[Frame], None],
+        clock: Callable[[], float],
+        flush: float,
+    ) -> None:
+        self.context, self.streams, self.limits, self.speeds = context, streams, limits, speeds
+        self.computing: frozenset[int] = frozenset()
+        self.requests: dict[int, Answering] = {}
+        self.steps = self.generated = 0
+        self.busy = 0.0
+        self.jobs = Jobs(ledger)
+        self._ledger, self._emit, self._clock, self._flush = ledger, emit, clock, flush
+        self._vocabulary = context.weights.vocabulary
+        self._batch = Batch(limits.batch)
+        self._costs = Costs()
+        self._stale = False
+        self._told = 0.0
+        self._places: dict[int, int] = {}
+
+    # Requests
+
+    def take(self, ask: Generate, prompt: Tokens, matcher: Matcher | None, *, arrived: float) -> None:
+        """A request whose prompt leaves room for an answer: it is admitted, or refused with a frame."""
+        job = Job(
+            id=ask.id,
+            sender=ask.sender,
+            lane=ask.lane,
+            weight=ask.weight,
+            arrived=arrived,
+            prompt=len(prompt) - len(ask.said),
+            todo=len(prompt),
+            cached=self.streams.longest(prompt) if ask.cache else 0,
+            limit=ask.max_tokens,
+            made=len(ask.said),
+            deadline=None if ask.deadline is None else arrived + ask.deadline,
+        )
+        refusal = admit(job, self.jobs, self.speeds, self._clock(), self.limits)
+        if refusal and not ask.said:
+            self._emit(_refused(ask.id, refusal))
+            return
+        room = self.context.context - len(prompt)
+        request = Answering(ask, job, prompt, room=room, vocabulary=self._vocabulary)
+        request.matcher = matcher
+        sampling = sampler_of(self.context, ask.sampling, prompt)
+        request.sampler = request.resources.enter_context(sampling)
+        self.requests[ask.id] = request
+        self.jobs.add(job)
+
+    def drop(self, id: int, finish: Finish = "canceled") -> bool:
+        """Ends a request where it is; False if there is none of this id."""
+        request = self.requests.get(id)
+        if request is None:
+            return False
+        request.conclude(finish)
+        self._end(request, self._clock())
+        return True
+
+    # Computing
+
+    def step(self) -> float | None:
+        """Computes one batch; 0 if there may be another, else in how many seconds; None if nobody waits."""
+        began = self._clock()
+        self._look_for_prefixes()
+        chosen = plan(self.jobs, self.speeds, began, self.limits)
+        self._obey(chosen, began)
+        rows = list(self._fill(chosen.rows))
+        self._tell(began)
+        if not rows:
+            return None if chosen.wake is None else max(0.0, chosen.wake - began)
+        self.computing = frozenset(row.request.ask.id for row in rows if row.request.job.todo)
+        done = self.context.decode(self._batch)
+        self.computing = frozenset()
+        now = self._clock()
+        self.steps += 1
+        self.busy += now - began
+        if done:
+            self._measure(rows, now - began)
+            for row in rows:
+                self._advance(row, now)
+        else:
+            for row in rows:
+                self._find_out(row.request)
+        for row in rows:
+            self._send(row.request, now)
+        return 0.0
+
+    def _look_for_prefixes(self) -> None:
+        """What is cached of those that wait, where that has changed."""
+        if self._stale:
+            for request in self.requests.values():
+                if request.job.phase is Phase.QUEUED and request.ask.cache:
+                    request.job.cached = self.streams.longest(request.prompt)
+            self._stale = False
+
+    def _obey(self, chosen: Plan, now: float) -> None:
+        for id in chosen.drop:
+            self.drop(id, "deadline")
+        for id in chosen.end:
+            self.drop(id, "deadline")
+        chosen.enact(self.jobs, now)
+        for id in chosen.start:
+            self._start(self.requests[id], now)
+
+    def _start(self, request: Answering, now: float) -> None:
+        if request.sequence == NOWHERE:
+            opening = self._open(request)
+            self._prepare(opening)
+            request.begin(opening.seq, opening.keep, now)
+            self._stale = True
+
+    def _open(self, request: Answering) -> Opening:
+        """A sequence; if all are taken, that of a request which is paused: no more run than there are."""
+        while (opening := self.streams.open(request.prompt, cache=request.ask.cache)) is None:
+            paused = [each for each in self.requests.values() if each.job.phase is Phase.PAUSED]
+            victim = max(paused, key=lambda each: (each.job.lane, each.job.arrived))
+            self.streams.drop(victim.sequence)
+            self.context.cut(victim.sequence, 0)
+            victim.give_up_sequence()
+            victim.job.phase = Phase.QUEUED
+        return opening
+
+    def _prepare(self, opening: Opening) -> None:
+        """Brings into the KV cache what the bookkeeping says is in it."""
+        self._clear(opening.evicted)
+        if opening.copy_from is not None:
+            self.context.copy(opening.copy_from, opening.seq)
+        self.context.cut(opening.seq, opening.keep)
+
+    def _clear(self, evicted: Sequence[Evicted]) -> None:
+        for each in evicted:
+            self.context.cut(each.seq, 0)
+
+    def _fill(self, rows: Sequence[tuple[int, int]]) -> Iterator[Row]:
+        """The batch; a prefix that was found at the start has made prompts shorter than planned."""
+        batch = self._batch
+        batch.clear()
+        for id, planned in rows:
+            request = self.requests.get(id)
+            if request is None or request.job.phase is not Phase.RUNNING:
+                continue
+            todo, held = request.job.todo, request.held
+            if todo:
+                count = min(planned or 1, todo)
+                wanted = 1 if todo == count else 0
+                tokens = request.content[held : held + count]
+                row = batch.add(tokens, held, request.sequence, wanted=wanted)
+                yield Row(request, count, row if wanted else -1)
+            else:
+                guess = self._guess(request) if len(rows) == 1 else ()
+                row = batch.add((request.next, *guess), held, request.sequence, wanted=1 + len(guess))
+                yield Row(request, 1 + len(guess), row, guess)
+
+    def _guess(self, request: Answering) -> Sequence[int]:
+        """Only where one request runs: rows of unequal length are computed one after the other."""
+        if request.drafts is None:
+            request.drafts = Drafts(self._costs)
+        return request.drafts.guess(request.content, request.room - 1)
+
+    def _advance(self, row: Row, now: float) -> None:
+        request, before = row.request, row.request.held
+        request.job.served = now
+        computed = row.tokens - len(row.guess)
+        if row.row >= 0:
+            try:
+                right = self._say(row, now)
+            except RuleInvalid as error:  # the rule has become too costly, or leads nowhere
+                request.refusal = Refused(request.ask.id, error.code, str(error))
+                right = 0
+            if row.guess and request.drafts:
+                request.drafts.learn(len(row.guess), right)
+                self.context.cut(request.sequence, before + computed + right)
+                computed += right
+        request.advance(computed)
+        if computed == 1:
+            self.streams.append(request.sequence, int(request.content[before]))
+        else:
+            self.streams.extend(request.sequence, request.content[before : request.held])
+        self._ledger.charge(request.job, row.tokens)
+
+    def _say(self, row: Row, now: float) -> int:
+        """Chooses the next token, and as long as the guess was right the one after it; how often it was."""
+        request, first = row.request, row.row - len(row.guess)
+        for right in range(len(row.guess) + 1):
+            token = self._choose(request, first + right)
+            logprob = None
+            if request.ask.alternatives is not None and not self._vocabulary.is_end(token):
+                logits = self.context.logits(first + right)
+                logprob = logprob_of(token, logits, request.ask.alternatives, self._vocabulary)
+            request.say(token, now, logprob)
+            self.generated += 1
+            if request.finish or right == len(row.guess) or token != row.guess[right]:
+                return right
+        raise AssertionError("unreachable")
+
+    def _choose(self, request: Answering, row: int) -> int:
+        sampler, matcher = request.sampler, request.matcher
+        if sampler is None:
+            raise AssertionError("a request without a sampler")
+        if matcher is None:
+            return sampler.choose(row)
+        if sampler.remembers:  # what was refused must not be remembered
+            matcher.mask(self.context.logits(row))
+        token = sampler.choose(row)
+        if not matcher.allows(token):
+            matcher.mask(self.context.logits(row))
+            token = sampler.choose(row)
+        matcher.advance(token)
+        return token
+
+    def _find_out(self, request: Answering) -> None:
+        """After an abort: what the sequence holds now."""
+        length = self.context.length(request.sequence)
+        if request.job.todo and length > request.held:
+            # The last token of a prompt is computed again: its logits are lost.
+            computed = min(length - request.held, request.job.todo - 1)
+            request.advance(computed)
+            self.streams.extend(request.sequence, request.content[request.held - computed : request.held])
+        self.context.cut(request.sequence, request.held)
+
+    def _measure(self, rows: Sequence[Row], took: float) -> None:
+        if len(rows) == 1 and not rows[0].request.job.todo:
+            self._costs.observe(rows[0].tokens, took)
+            if rows[0].guess:
+                return
+        filling = [row for row in rows if row.request.job.todo]
+        self.speeds.observe(
+            decodes=len(rows) - len(filling),
+            prefill=sum(row.tokens for row in filling),
+            depth=max((row.request.held for row in filling), default=0),
+            took=took,
+        )
+
+    # Speaking
+
+    def _send(self, request: Answering, now: float) -> None:
+        if frame := request.text(now, self._flush):
+            self._emit(frame)
+        if request.finish or request.refusal:
+            self._end(request, now)
+
+    def _end(self, request: Answering, now: float) -> None:
+        if self.requests.pop(request.ask.id, None) is None:
+            return
+        if frame := request.text(now, self._flush):
+            self._emit(frame)
+        self._emit(request.refusal or request.done())
+        self.jobs.remove(request.job)
+        self.speeds.ended(request.job.made)
+        request.resources.close()
+        if request.sequence != NOWHERE:
+            if request.ask.cache and request.held:
+                self._clear(self.streams.keep(request.sequence, pin=request.ask.pin))
+            else:
+                self.streams.drop(request.sequence)
+                self.context.cut(request.sequence, 0)
+            self._stale = True
+
+    def _tell(self, now: float) -> None:
+        """Who stands where in the queue, where that has changed."""
+        if now - self._told < _TOLD or len(self.jobs.running) == len(self.requests):
+            return
+        self._told = now
+        places = positions(self.jobs, self.speeds, now, self.limits)
+        for each in places:
+            if self._places.get(each.id) != each.position:
+                self._emit(Queued(each.id, self.requests[each.id].job.prompt, each.position, each.start))
+        self._places = {each.id: each.position for each in places}
+
+    def close(self) -> None:
+        """Frees what the requests hold in C."""
+        for request in self.requests.values():
+            request.resources.close()
+
+
+def _refused(id: int, refusal: Refusal) -> Refused:
+    if refusal.kind == "deadline":
+        return Refused(
+            id,
+            "busy",
+            f"its first token would come in {refusal.first:.1f} s, which is after its deadline",
+            refusal.retry_after,
+        )
+    whose = "its sender has its part of the queue" if refusal.own else "the queue is full"
+    sentence = f"{whose}: {refusal.waiting} requests of {refusal.tokens} tokens wait"
+    return Refused(
+        id, "busy", f"{sentence}; there may be room in {refusal.retry_after or 0:.1f} s", refusal.retry_after
+    )

@@ -1,0 +1,92 @@
+"""How the next token is chosen, and how likely it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+from xnai.agents.inference.engine.llama import Context, Tokens, Vocabulary
+from xnai.agents.inference.frames import Sampling
+from xnai.agents.inference.requests import TokenLogprob
+
+REMEMBERED = 64  # tokens that the penalties look back at
+_WIDEST = 1024  # candidates for top_p and min_p: over a whole vocabulary they cost more than the token itself
+_SEEDS = 1 << 32
+
+
+class Sampler:
+    """Chooses the tokens of one answer; made by `sampler_of`.
+
+    Attributes:
+        remembers: whether a choice depends on those before it.
+    """
+
+    def __init__(self, context: Context, chain: Any, *, remembers: bool) -> None:
+        self._context, self._chain, self.remembers = context, chain, remembers
+
+    def choose(self, row: int) -> int:
+        """The token that follows a row of the last batch."""
+        if self._chain is None:
+            return int(self._context.logits(row).argmax())
+        return self._context.sample(self._chain, row)
+
+
+@contextmanager
+def sampler_of(context: Context, sampling: Sampling, before: Tokens) -> Iterator[Sampler]:
+    """A sampler for an answer that goes on behind `before`."""
+    penalties = (
+        sampling.repeat_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
+    )
+    if sampling.temperature == 0 and not penalties:
+        yield Sampler(context, None, remembers=False)  # C's greedy sampler takes five times as long
+        return
+    chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    try:
+        for link in _links(sampling, penalties=penalties):
+            lib.llama_sampler_chain_add(chain, link)
+        for token in before[-REMEMBERED:]:
+            lib.llama_sampler_accept(chain, int(token))
+        yield Sampler(context, chain, remembers=penalties)
+    finally:
+        lib.llama_sampler_free(chain)
+
+
+def _links(sampling: Sampling, *, penalties: bool) -> Iterator[Any]:
+    if penalties:
+        yield lib.llama_sampler_init_penalties(
+            REMEMBERED, sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        )
+    if sampling.temperature == 0:
+        yield lib.llama_sampler_init_greedy()
+        return
+    narrow = sampling.top_p < 1 or sampling.min_p > 0
+    if sampling.top_k or narrow:
+        yield lib.llama_sampler_init_top_k(sampling.top_k or _WIDEST)
+    if sampling.top_p < 1:
+        yield lib.llama_sampler_init_top_p(sampling.top_p, 1)
+    if sampling.min_p > 0:
+        yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
+    yield lib.llama_sampler_init_temp(sampling.temperature)
+    yield lib.llama_sampler_init_dist(sampling.seed % _SEEDS)
+
+
+def logprob_of(
+    token: int, logits: NDArray[np.float32], alternatives: int, vocabulary: Vocabulary
+) -> TokenLogprob:
+    """How likely the token was, before any option, and which others were likely."""
+    highest = float(logits.max())
+    norm = highest + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+
+    def named(each: int) -> tuple[str, float]:
+        return vocabulary.piece(each).decode(errors="replace"), float(logits[each]) - norm
+
+    top: tuple[tuple[str, float], ...] = ()
+    if alternatives:
+        likely = np.argpartition(logits, -alternatives)[-alternatives:]
+        top = tuple(named(int(each)) for each in likely[np.argsort(-logits[likely])])
+    return TokenLogprob(*named(token), top)
