@@ -76,11 +76,10 @@ def positions(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> list[Es
 
 def _prefill(job: Job, speeds: Speeds) -> float:
     """Seconds that the rest of its prompt takes with nothing beside it."""
-    todo = max(job.todo - (job.cached if job.phase is Phase.QUEUED else 0), 0)
-    return speeds.prefill(todo, job.prompt + job.made - todo)
+    return speeds.prefill(job.unread, job.depth)
 
 
-def admit(job: Job, jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Refusal | None:
+def admit(job: Job, jobs: Jobs, speeds: Speeds, *, now: float, limits: Limits) -> Refusal | None:
     """None if the job, which has not been added, may wait; otherwise why not."""
     waiting = [other for other in jobs.waiting if other.phase is Phase.QUEUED]
     tokens = sum(other.prompt for other in waiting)

@@ -90,9 +90,14 @@ class Job(msgspec.Struct, kw_only=True, eq=False):
     aged: bool = False
 
     @property
+    def unread(self) -> int:
+        """Tokens to compute before its answer goes on: while it is queued, those that are not cached."""
+        return max(self.todo - self.cached, 1) if self.phase is Phase.QUEUED else self.todo
+
+    @property
     def depth(self) -> int:
         """The position at which its next token stands."""
-        return self.prompt + self.made - self.todo
+        return self.prompt + self.made - self.unread
 
 
 class Ledger:
@@ -196,8 +201,7 @@ class Jobs:
 
 def expected(job: Job, speeds: Speeds) -> float:
     """Tokens that are still to be computed for it, as far as one can know, over its weight."""
-    saved = job.cached if job.phase is Phase.QUEUED else 0
-    return (max(job.todo - saved, 0) + speeds.left(job.made, job.limit)) / job.weight
+    return (job.unread + speeds.left(job.made, job.limit)) / job.weight
 
 
 def order(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Iterator[Job]:

@@ -140,9 +140,9 @@ def _rows(running: list[Job], speeds: Speeds, now: float, limits: Limits) -> lis
     oldest = min(job.served for job in decoding)
     due = min(job.served + MARGIN * _gap(job, limits) for job in decoding)
     chunk = speeds.chunk(due - now, first.depth, len(decoding))
-    if first.todo <= chunk and all(job.lane > first.lane for job in decoding):
+    if first.unread <= chunk and all(job.lane > first.lane for job in decoding):
         # The answers below it still have their tokens in time, a step later, and its own comes sooner.
-        return [(first.id, min(first.todo, limits.batch))]
+        return [(first.id, min(first.unread, limits.batch))]
     rows = [(job.id, 0) for job in decoding]
     if chunk < limits.least and max(job.served for job in filling) >= oldest:
         return rows  # the prompts had the last step
@@ -169,9 +169,9 @@ def _chunks(
     """As much of these prompts as fits into the time and the tokens; of the first one at least something."""
     rows: list[tuple[int, int]] = []
     for job in filling:
-        tokens = min(speeds.chunk(seconds, job.depth), job.todo, room)
+        tokens = min(speeds.chunk(seconds, job.depth), job.unread, room)
         if not rows:
-            tokens = max(tokens, min(least, job.todo, room))
+            tokens = max(tokens, min(least, job.unread, room))
         if tokens <= 0:
             break
         rows.append((job.id, tokens))
