@@ -1,0 +1,180 @@
+"""What the next step computes: a function of the jobs, the measured speed and the time. No I/O, no clock.
+
+docs/scheduling.md says how it decides, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from xnai.agents.inference.engine.jobs import BACKGROUND, FOREVER, URGENT, Job, Jobs, Limits, Phase, order
+from xnai.agents.inference.engine.speeds import Speeds
+
+MARGIN = 0.95  # of the gap is planned for: a step also samples, and sends what it made
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """What to do now. The first five name jobs by id, and are done in this order.
+
+    Attributes:
+        drop: their deadline passed before anything was computed.
+        end: their deadline passed in the middle: what there is is the answer.
+        pause: they yield their slots.
+        start: they have slots from now on, for the first time or again.
+        aged: those of `start` that go first out of their turn.
+        rows: the step: a job, and how many tokens of its prompt; 0 is the next token of its answer.
+        wake: when to plan again if there are no rows and nothing arrives; None for not before something does.
+    """
+
+    drop: list[int] = []
+    end: list[int] = []
+    pause: list[int] = []
+    start: list[int] = []
+    aged: list[int] = []
+    rows: list[tuple[int, int]] = []
+    wake: float | None = None
+
+    def enact(self, jobs: Jobs, now: float) -> None:
+        """Pause and start what it says; those to drop and to end were answered and removed before."""
+        for id in self.pause:
+            jobs.pause(jobs.by_id[id], now)
+        for id in self.start:
+            jobs.start(jobs.by_id[id], now, aged=id in self.aged)
+
+
+def plan(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Plan:
+    """What to do now. No job is changed; the rows assume that the rest of the plan is enacted.
+
+    Costs microseconds while nobody waits, or all slots are taken and nobody urgent waits.
+    """
+    made = Plan()
+    running = jobs.running
+    if now >= jobs.soonest:
+        running = _expire(jobs, now, made)
+    if jobs.waiting and (len(running) < limits.slots or jobs.urgent):
+        running = _fill_slots(jobs, speeds, now, limits=limits, made=made, running=running)
+    made.rows = _rows(running, speeds, now, limits)
+    if not made.rows and jobs.soonest < FOREVER:
+        made.wake = jobs.soonest
+    return made
+
+
+def _expire(jobs: Jobs, now: float, made: Plan) -> list[Job]:
+    """Name those whose deadline has passed, and return those that go on running."""
+    soonest = FOREVER
+    running = []
+    for job in (*jobs.waiting, *jobs.running):
+        if job.deadline is not None and job.deadline <= now:
+            (made.drop if job.phase is Phase.QUEUED else made.end).append(job.id)
+            soonest = min(soonest, job.deadline)
+            continue
+        if job.deadline is not None:
+            soonest = min(soonest, job.deadline)
+        if job.phase is Phase.RUNNING:
+            running.append(job)
+    jobs.soonest = soonest
+    return running
+
+
+def _fill_slots(
+    jobs: Jobs, speeds: Speeds, now: float, *, limits: Limits, made: Plan, running: list[Job]
+) -> list[Job]:
+    """Give free slots to those whose turn it is, and slots of others to urgent jobs; return who runs then."""
+    running = list(running)
+    gone = {*made.drop, *made.end}
+    old = _overdue(jobs, running, now, limits=limits, gone=gone) if len(running) < limits.slots else None
+    if old is not None:
+        made.start.append(old.id)
+        made.aged.append(old.id)
+        gone.add(old.id)
+        running.append(old)
+    for job in order(jobs, speeds, now, limits):
+        if job.id in gone:
+            continue
+        if len(running) >= limits.slots:
+            if job.lane != URGENT:
+                break
+            victim = _victim(running, made, jobs)
+            if victim is None:
+                break
+            running.remove(victim)
+            made.pause.append(victim.id)
+        made.start.append(job.id)
+        running.append(job)
+    return running
+
+
+def _overdue(jobs: Jobs, running: Iterable[Job], now: float, *, limits: Limits, gone: set[int]) -> Job | None:
+    """Who goes first out of its turn: who waited longest and too long, if the last was enough starts ago.
+
+    One at a time runs that did, so that long answers of the background do not fill the slots.
+    """
+    if jobs.turns < limits.share - 1 or any(job.aged for job in running):
+        return None
+    waiting = (job for job in jobs.waiting if job.lane != URGENT and job.id not in gone)
+    oldest = min(waiting, key=lambda job: (job.since, job.lane, job.id), default=None)
+    return oldest if oldest is not None and now - oldest.since > limits.aging else None
+
+
+def _victim(running: list[Job], made: Plan, jobs: Jobs) -> Job | None:
+    """Who yields to an urgent job: background first, then whose sender used most, then who came last."""
+    able = [
+        job
+        for job in running
+        if job.lane != URGENT and job.pausable and not job.aged and job.id not in made.start
+    ]
+    return max(able, key=lambda job: (job.lane, jobs.ledger.used(job), job.arrived, job.id), default=None)
+
+
+def _rows(running: list[Job], speeds: Speeds, now: float, limits: Limits) -> list[tuple[int, int]]:
+    """The next token of every answer, and as much of the prompts as time and batch allow."""
+    decoding = [job for job in running if not job.todo]
+    if len(decoding) == len(running):
+        return [(job.id, 0) for job in decoding]
+    filling = sorted((job for job in running if job.todo), key=lambda job: _rank(job, now, limits))
+    if not decoding:
+        return _chunks(filling, speeds, seconds=limits.alone, room=limits.batch, least=limits.least)
+    first = filling[0]
+    oldest = min(job.served for job in decoding)
+    due = min(job.served + MARGIN * _gap(job, limits) for job in decoding)
+    chunk = speeds.chunk(due - now, first.depth, len(decoding))
+    if first.unread <= chunk and all(job.lane > first.lane for job in decoding):
+        # The answers below it still have their tokens in time, a step later, and its own comes sooner.
+        return [(first.id, min(first.unread, limits.batch))]
+    rows = [(job.id, 0) for job in decoding]
+    if chunk < limits.least and max(job.served for job in filling) >= oldest:
+        return rows  # the prompts had the last step
+    cost = speeds.decode(len(decoding)) * speeds.caution
+    room = limits.batch - len(decoding)
+    return rows + _chunks(filling, speeds, seconds=due - now - cost, room=room, least=limits.least)
+
+
+def _gap(job: Job, limits: Limits) -> float:
+    return limits.gap if job.lane < BACKGROUND else max(limits.gap, limits.background_gap)
+
+
+def _rank(job: Job, now: float, limits: Limits) -> tuple[int, float, int]:
+    """Whose prompt is read first: by lane and time in the slot, unless it was passed over for long."""
+    if now - max(job.served, job.since) > limits.aging:
+        return URGENT - 1, job.since, job.id
+    lane = min(job.lane, URGENT + 1) if now - job.since > limits.aging else job.lane
+    return lane, job.since, job.id
+
+
+def _chunks(
+    filling: list[Job], speeds: Speeds, *, seconds: float, room: int, least: int
+) -> list[tuple[int, int]]:
+    """As much of these prompts as fits into the time and the tokens; of the first one at least something."""
+    rows: list[tuple[int, int]] = []
+    for job in filling:
+        tokens = min(speeds.chunk(seconds, job.depth), job.unread, room)
+        if not rows:
+            tokens = max(tokens, min(least, job.unread, room))
+        if tokens <= 0:
+            break
+        rows.append((job.id, tokens))
+        seconds -= speeds.prefill(tokens, job.depth) * speeds.caution
+        room -= tokens
+    return rows
