@@ -75,7 +75,7 @@ async def read(bus: Bus, to: str, payload: object, type: Any, id: str | None = N
     return [chunk async for chunk in bus.stream(to, payload, type, id=id)]
 
 
-async def keep(seen: list[int], chunks: AsyncIterator[int]) -> None:
+async def keep(seen: list[Any], chunks: AsyncIterator[Any]) -> None:
     """Append what comes, so that it is there when the stream raises."""
     async for chunk in chunks:
         seen.append(chunk)
