@@ -137,17 +137,21 @@ class Program:
 
     async def ask(self, *words: object) -> Any:
         """Its answer; TimeoutError after three minutes, anyio.IncompleteRead when it has died."""
-        assert self._process.stdin is not None
-        await self._process.stdin.send(" ".join(map(str, words)).encode() + b"\n")
+        await self.tell(*words)
         return await self.answer()
 
-    async def line(self) -> str:
+    async def tell(self, *words: object) -> None:
+        """One line of its input."""
+        assert self._process.stdin is not None
+        await self._process.stdin.send(" ".join(map(str, words)).encode() + b"\n")
+
+    async def line(self, patience: float = _LONGEST_ANSWER) -> str:
         """Its next line, as it is."""
-        with anyio.fail_after(_LONGEST_ANSWER):
+        with anyio.fail_after(patience):
             return (await self._lines.receive_until(b"\n", _LONGEST_LINE)).decode()
 
-    async def answer(self) -> Any:
-        return msgspec.json.decode(await self.line())
+    async def answer(self, patience: float = _LONGEST_ANSWER) -> Any:
+        return msgspec.json.decode(await self.line(patience))
 
 
 def plain_environment() -> dict[str, str]:

@@ -52,7 +52,7 @@ async def up_ten_agents(size: Size) -> Figure:
         async def ours() -> float:
             rmtree(folder / STACK_FOLDER, ignore_errors=True)
             began = time.perf_counter()
-            async with _up(folder):
+            async with up(folder):
                 return (time.perf_counter() - began) * 1e3
 
         async def raw() -> float:
@@ -79,7 +79,7 @@ async def supervisor_memory_mb(size: Size) -> Figure:
     pairs = []
     with _folder(size.together) as folder:
         for _ in range(size.pairs):
-            async with _up(folder) as stack:
+            async with up(folder) as stack:
                 await anyio.sleep(size.settling)
                 pairs.append((resident(stack.pid), MOST_MEMORY))
     return figure("supervisor_memory_mb", pairs, unit="MB", bar=1.0, less_is_better=True)
@@ -92,9 +92,9 @@ async def fifty_idle_cpu(size: Size) -> Figure:
     """
     pairs = []
     with _folder(size.fleet) as folder:
-        async with _up(folder) as stack:
+        async with up(folder) as stack:
             await anyio.sleep(size.settling)
-            ours = [pid for pid, words in _family(stack.pid) if "nats-server" not in words]
+            ours = [pid for pid, words in family(stack.pid) if "nats-server" not in words]
             for _ in range(_SAMPLES):
                 began, before = time.perf_counter(), sum(map(cpu, ours))
                 await anyio.sleep(size.window)
@@ -111,9 +111,9 @@ async def fifty_memory_mb(size: Size) -> Figure:
     pairs = []
     with _folder(size.fleet) as folder:
         for _ in range(2):
-            async with _up(folder) as stack:
+            async with up(folder) as stack:
                 await anyio.sleep(size.settling)
-                pairs.append((sum(_share(pid) for pid, _ in _family(stack.pid)), MOST_MEMORY_OF_ALL))
+                pairs.append((sum(share(pid) for pid, _ in family(stack.pid)), MOST_MEMORY_OF_ALL))
     return figure("fifty_memory_mb", pairs, unit="MB", bar=1.0, less_is_better=True)
 
 
@@ -122,7 +122,7 @@ async def broker_restart(size: Size) -> Figure:
     answered a task. Less is better. The floor: 3."""
     pairs = []
     with _folder(size.fleet) as folder:
-        async with _up(folder) as stack:
+        async with up(folder) as stack:
             where = read_address(folder / STACK_FOLDER / ADDRESS_FILE)
             for _ in range(size.pairs):
                 await anyio.sleep(size.settling)
@@ -131,7 +131,7 @@ async def broker_restart(size: Size) -> Figure:
 
 
 async def _restart(stack: Program, where: Address, agents: int) -> float:
-    (broker,) = [pid for pid, words in _family(stack.pid) if "nats-server" in words]
+    (broker,) = [pid for pid, words in family(stack.pid) if "nats-server" in words]
     os.kill(broker, signal.SIGKILL)
     with anyio.fail_after(_PATIENCE):
         while not await _listens(where, broker):  # noqa: ASYNC110  # nobody tells of it
@@ -150,7 +150,7 @@ async def _restart(stack: Program, where: Address, agents: int) -> float:
 
 async def _listens(where: Address, before: int) -> bool:
     """Whether a broker answers there that is another one than before."""
-    pids = [pid for pid, words in _family(where.pid or 0) if "nats-server" in words]
+    pids = [pid for pid, words in family(where.pid or 0) if "nats-server" in words]
     if pids in ([], [before]):
         return False
     try:
@@ -174,7 +174,7 @@ def _folder(agents: int) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def _up(folder: Path) -> AsyncIterator[Program]:
+async def up(folder: Path) -> AsyncIterator[Program]:
     """`xnai up`; on entry all its agents consume."""
     command = [sys.executable, "-P", "-m", "xnai.deploy.cli", "up", "--json"]
     process = await anyio.open_process(
@@ -187,22 +187,22 @@ async def _up(folder: Path) -> AsyncIterator[Program]:
         yield stack
 
 
-def _family(pid: int) -> list[tuple[int, str]]:
+def family(pid: int) -> list[tuple[int, str]]:
     """A process and its children, with their arguments."""
-    found = [(pid, _arguments(pid))]
+    found = [(pid, arguments(pid))]
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [(int(child), _arguments(int(child))) for child in (task / "children").read_text().split()]
+        found += [(int(child), arguments(int(child))) for child in (task / "children").read_text().split()]
     return found
 
 
-def _arguments(pid: int) -> str:
+def arguments(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except FileNotFoundError:  # it has just ended
         return ""
 
 
-def _share(pid: int) -> float:
+def share(pid: int) -> float:
     """Megabytes of a process, where n processes share a page an n-th of it."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith("Pss:")]

@@ -26,6 +26,7 @@ lock requirements/dev.txt --all-extras --no-emit-package llama-cpp-python "$@" p
 lock requirements/embedded.txt --extra embedded --constraints requirements/dev.txt "$@" pyproject.toml
 lock requirements/build.txt "$@" requirements/build.in
 lock requirements/lock.txt "$@" requirements/lock.in
-for name in llama old-server; do
+lock requirements/peer-server.txt --no-emit-package llama-cpp-python --constraints requirements/dev.txt "$@" requirements/peer-server.in
+for name in llama old-server peer-tokenizers; do
     lock "requirements/$name.txt" --no-deps "$@" "requirements/$name.in"
 done

@@ -1,0 +1,1 @@
+"""The shared inference agent against what else computes on this machine: one JSON line per figure."""
