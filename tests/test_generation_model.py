@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xnai.agents.inference.cores import physical_cores
+from xnai.agents.inference.engine.text import TextStream
 from xnai.agents.inference.errors import ModelInvalid, ModelMissing, PromptTooLong, TemplateFailed
 from xnai.agents.inference.generation import GenerationModel, open_generation_model
 from xnai.agents.inference.gguf_file import check_gguf
 from xnai.agents.inference.llama import CancelFlag
 from xnai.agents.inference.requests import ChatMessage
-from xnai.agents.inference.text import TextStream
 from xnai.protocol.errors import InvalidPayload
 
 # After "?" the scripted model says "Hel🙂 wör中文d", the smiling face in four tokens and "ö" in two.

@@ -26,7 +26,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     "cryptography": ("deploy/",),
     "gguf": ("agents/inference/",),
     "jinja2": ("agents/inference/",),
+    "jsonschema": ("agents/inference/schemas.py",),
     "llama_cpp": ("agents/inference/",),
+    "llguidance": ("agents/inference/engine/rules.py",),
     "lxml": ("agents/curation/",),
     "msgspec": ("",),
     "nats": ("bus/",),
@@ -56,7 +58,7 @@ BLIND = {
 
 # What reads the environment of the process.
 ENVIRONMENT = {
-    "agents/inference/__init__.py",
+    "agents/inference/engine/__init__.py",
     "agents/inference/minilm.py",
     "bus/locating.py",
     "deploy/environment.py",

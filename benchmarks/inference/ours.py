@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,16 @@ import msgspec
 
 from benchmarks import stack
 from benchmarks.inference.targets import Trace
-from xnai.agents.inference.requests import Answer, Embeddings, GenerateRequest, InferenceStatus, Models
+from xnai.agents.inference.requests import Answer, GenerateRequest
 from xnai.bus import Bus, open_bus
 from xnai.bus.locating import ADDRESS_FILE, STACK_FOLDER, Address, read_address
 
-GENERATE, EMBED, MODELS, STATUS = "inference.generate", "inference.embed", "inference.models", "inference.status"
+GENERATE, EMBED, MODELS, STATUS = (
+    "inference.generate",
+    "inference.embed",
+    "inference.models",
+    "inference.status",
+)
 _PATIENCE = 300.0  # seconds
 
 
@@ -36,7 +41,7 @@ class Ours:
         request = GenerateRequest(prompt=prompt, max_tokens=tokens, **self._options)
         times, made = list[float](), tokens
         began = time.perf_counter()
-        chunks = self.bus.stream(GENERATE, request, str | Answer, lane=self._lane, timeout=_PATIENCE)  # type: ignore[arg-type]
+        chunks = self.bus.stream(GENERATE, request, str | Answer, lane=self._lane, timeout=_PATIENCE)
         async with aclosing(chunks):
             async for chunk in chunks:
                 if isinstance(chunk, Answer):

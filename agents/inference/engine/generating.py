@@ -88,7 +88,7 @@ class TextModel:
             made=len(ask.said),
             deadline=None if ask.deadline is None else arrived + ask.deadline,
         )
-        refusal = admit(job, self.jobs, self.speeds, self._clock(), self.limits)
+        refusal = admit(job, self.jobs, self.speeds, now=self._clock(), limits=self.limits)
         if refusal and not ask.said:
             self._emit(_refused(ask.id, refusal))
             return

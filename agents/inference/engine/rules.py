@@ -1,7 +1,7 @@
-"""Constrained decoding: at each place of a text, the tokens that keep it to a JSON Schema, regex or grammar.
+"""Constrained decoding: at each place of a text, the tokens that keep to a JSON Schema, regex or grammar.
 
-How it is used, token by token: sample as if there were no rule and ask `allows`; only if the token is refused,
-`mask` the logits and sample again. What comes out is distributed exactly as if the mask had always been there,
+How it is used, token by token: sample as if there were no rule and ask `allows`; if the token is refused,
+`mask` the logits and sample again. What comes out is distributed as if the mask had always been there,
 and a token that is accepted costs a thirtieth of a millisecond, whatever the size of the vocabulary.
 """
 
@@ -26,7 +26,7 @@ LONGEST = 1 << 20
 """Characters of a rule."""
 
 # Of a rule and of each of its steps: a bomb ends here, after some tens of milliseconds and megabytes.
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 50_000,
     "step_max_items": 400_000,
@@ -36,7 +36,7 @@ _LIMITS = {
     "verbose_errors": False,
 }
 # Otherwise a model may write blanks between two items without end.
-_JSON = {"whitespace_flexible": False}
+_JSON: Any = {"whitespace_flexible": False}
 # llguidance follows references by recursion, 5 kB deep each, and a stack that is full ends the process. Those
 # who make rules keep to 2,000 levels (`xnai.agents.inference.schemas`, `to_lark`).
 _STACK = 64 << 20
