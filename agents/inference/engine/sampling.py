@@ -47,7 +47,7 @@ def sampler_of(context: Context, sampling: Sampling, before: Tokens) -> Iterator
         return
     chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
     try:
-        for link in _links(sampling, penalties=penalties):
+        for link in _links(sampling, context.weights.vocabulary.size, penalties=penalties):
             lib.llama_sampler_chain_add(chain, link)
         for token in before[-REMEMBERED:]:
             lib.llama_sampler_accept(chain, int(token))
@@ -56,10 +56,14 @@ def sampler_of(context: Context, sampling: Sampling, before: Tokens) -> Iterator
         lib.llama_sampler_free(chain)
 
 
-def _links(sampling: Sampling, *, penalties: bool) -> Iterator[Any]:
+def _links(sampling: Sampling, size: int, *, penalties: bool) -> Iterator[Any]:
     if penalties:
         yield lib.llama_sampler_init_penalties(
-            REMEMBERED, sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+            size,
+            REMEMBERED,
+            sampling.repeat_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
         )
     if sampling.temperature == 0:
         yield lib.llama_sampler_init_greedy()

@@ -1,0 +1,145 @@
+"""An engine process, driven by frames."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from xnai.agents.inference.frames import (
+    Ask,
+    Counted,
+    Done,
+    Drop,
+    Frame,
+    FrameReader,
+    FromEngine,
+    Generate,
+    Open,
+    Opened,
+    Refused,
+    Setup,
+    Status,
+    Text,
+    ToEngine,
+    Vectors,
+    encode_frame,
+)
+
+PATIENCE = 60.0
+MODEL = "model"
+
+
+class EngineProcess:
+    """Sends frames and reads what comes back; nothing waits longer than PATIENCE."""
+
+    def __init__(self, connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self._connection = connection
+        self._reader, self._decoder = FrameReader(), msgspec.msgpack.Decoder(FromEngine)
+        self._read: list[FromEngine] = []
+        self._ids = itertools.count(1)
+        connection.settimeout(PATIENCE)
+
+    def send(self, *frames: ToEngine) -> None:
+        self._connection.sendall(b"".join(map(encode_frame, frames)))
+
+    def receive(self) -> FromEngine:
+        while not self._read:
+            data = self._connection.recv(1 << 20)
+            if not data:
+                raise EOFError(f"the engine has ended: {self.process.wait(PATIENCE)}")
+            self._read += map(self._decoder.decode, self._reader.feed(data))
+        return self._read.pop(0)
+
+    def open(self, path: Path, *, name: str = MODEL, **options: Any) -> Opened | Refused:
+        self.send(Open(name, str(path), **options))
+        found = self.receive()
+        assert isinstance(found, Opened | Refused)
+        return found
+
+    def begin(self, prompt: str, tokens: int = 16, *, model: str = MODEL, **options: Any) -> int:
+        """Ask for text; returns the id."""
+        id = next(self._ids)
+        self.send(Generate(id, model, (prompt,), True, tokens, **options))
+        return id
+
+    def until(self, ids: Iterable[int]) -> dict[int, list[Frame]]:
+        """What is said of these requests until all have ended."""
+        found: dict[int, list[Frame]] = {id: [] for id in ids}
+        left = set(found)
+        while left:
+            frame = self.receive()
+            if frame.id in found if not isinstance(frame, Opened) else False:
+                found[frame.id].append(frame)
+                if isinstance(frame, Done | Refused | Vectors | Counted):
+                    left.discard(frame.id)
+        return found
+
+    def hear(self, id: int, kind: type[Any]) -> Any:
+        """The next frame of a kind about a request."""
+        while True:
+            frame = self.receive()
+            if isinstance(frame, kind) and frame.id == id:
+                return frame
+
+    def end(self, id: int) -> list[Frame]:
+        """What is said of a request until it has ended."""
+        return self.until([id])[id]
+
+    def say(self, prompt: str, tokens: int = 16, **options: Any) -> str:
+        """The text that follows a prompt."""
+        return text_of(self.end(self.begin(prompt, tokens, **options)))
+
+    def drop(self, id: int) -> None:
+        self.send(Drop(id))
+
+    def status(self) -> Status:
+        """How things stand, once all that was sent before has been taken."""
+        id = next(self._ids)
+        self.send(Ask(id))
+        found = self.hear(id, Status)
+        assert isinstance(found, Status)
+        return found
+
+
+def text_of(frames: Iterable[Frame]) -> str:
+    return "".join(frame.text for frame in frames if isinstance(frame, Text))
+
+
+def tokens_of(frames: Iterable[Frame]) -> tuple[int, ...]:
+    return tuple(token for frame in frames if isinstance(frame, Text) for token in frame.tokens)
+
+
+def end_of(frames: list[Frame]) -> Done:
+    last = frames[-1]
+    assert isinstance(last, Done), last
+    return last
+
+
+@contextmanager
+def engine(setup: Setup | None = None) -> Iterator[EngineProcess]:
+    """A process of its own, which ends with the block."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        command = [sys.executable, "-m", "xnai.agents.inference.engine", str(theirs.fileno())]
+        with theirs:
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        try:
+            found = EngineProcess(ours, process)
+            found.send(setup or Setup(threads=1))
+            yield found
+        finally:
+            ours.close()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+                process.wait()
