@@ -77,10 +77,11 @@ class EngineProcess:
         left = set(found)
         while left:
             frame = self.receive()
-            if frame.id in found if not isinstance(frame, Opened) else False:
-                found[frame.id].append(frame)
-                if isinstance(frame, Done | Refused | Vectors | Counted):
-                    left.discard(frame.id)
+            if isinstance(frame, Opened) or frame.id not in found:
+                continue
+            found[frame.id].append(frame)
+            if isinstance(frame, Done | Refused | Vectors | Counted):
+                left.discard(frame.id)
         return found
 
     def hear(self, id: int, kind: type[Any]) -> Any:
