@@ -31,7 +31,7 @@ def waiting(engine: Engine) -> list[int]:
 
 
 def test_a_lone_prompt_is_read_in_large_chunks_and_answered_token_by_token() -> None:
-    engine = Engine(Limits(batch=256))
+    engine = Engine(Limits(batch=256, alone=1.0))
     engine.send(new_job(1, prompt=300, limit=3))
     steps: list[list[tuple[int, int]]] = []
     engine.watch = lambda made: steps.append(made.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated_engine import Engine, Story, new_job
 
@@ -17,6 +17,9 @@ SENDERS = "abcd"
 WEIGHTS = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.5}
 PROMPT, ANSWER = 400, 30  # tokens, at most
 LONG = 1e9  # seconds: never
+
+# A machine may be busy with something else: how long an example takes says nothing.
+PATIENT = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 some_limits = st.builds(
     Limits,
@@ -79,7 +82,8 @@ def holds_always(engine: Engine) -> Callable[[Plan], None]:
         for id, tokens in made.rows:
             assert tokens <= running[id].todo
             assert bool(tokens) == bool(running[id].todo)
-            assert running[id].deadline is None or engine.now < running[id].deadline
+            deadline = running[id].deadline
+            assert deadline is None or engine.now < deadline
         if any(job.lane == URGENT for job in engine.jobs.waiting):
             assert all(job.lane == URGENT or job.aged or not job.pausable for job in running.values())
 
@@ -87,6 +91,7 @@ def holds_always(engine: Engine) -> Callable[[Plan], None]:
 
 
 @given(jobs(), some_limits, st.booleans())
+@PATIENT
 def test_slots_are_never_exceeded_and_never_idle_and_urgent_work_yields_to_nobody(
     arrivals: list[tuple[Job, int]], limits: Limits, informed: bool
 ) -> None:
@@ -96,6 +101,7 @@ def test_slots_are_never_exceeded_and_never_idle_and_urgent_work_yields_to_nobod
 
 
 @given(jobs(), some_limits)
+@PATIENT
 def test_everything_ends_and_nothing_is_computed_twice_or_left_out(
     arrivals: list[tuple[Job, int]], limits: Limits
 ) -> None:
@@ -111,6 +117,7 @@ def test_everything_ends_and_nothing_is_computed_twice_or_left_out(
 
 
 @given(jobs(), some_limits)
+@PATIENT
 def test_a_deadline_ends_a_job_at_the_next_step_and_only_a_deadline_does(
     arrivals: list[tuple[Job, int]], limits: Limits
 ) -> None:
@@ -127,6 +134,7 @@ def test_a_deadline_ends_a_job_at_the_next_step_and_only_a_deadline_does(
 
 
 @given(jobs(deadlines=False), st.integers(1, 5))
+@PATIENT
 def test_no_answer_waits_longer_than_the_gap_beside_prompts(
     arrivals: list[tuple[Job, int]], slots: int
 ) -> None:
@@ -165,15 +173,15 @@ kinds = st.tuples(
 
 
 @given(jobs(deadlines=False), st.lists(kinds, min_size=1, max_size=4), st.integers(1, 4), st.integers(1, 8))
-@settings(max_examples=60)
+@PATIENT
 def test_every_job_starts_within_a_bound_whatever_else_arrives(
     arrivals: list[tuple[Job, int]], others: list[tuple[int, str, int, int]], slots: int, share: int
 ) -> None:
     limits = Limits(slots=slots, share=share, aging=1.0)
     engine = engine_with([(job, answer) for job, answer in arrivals], limits)
     engine.watch = flood(engine, others)
-    # Of a prompt at least every second step reads something, and no step lasts longer than a gap.
-    steps = 2 * (PROMPT / limits.least + 1) + ANSWER
+    # Of a prompt at least every third gap reads something, and no step lasts longer than a gap.
+    steps = 3 * (PROMPT / limits.least + 1) + ANSWER
     longest = steps * limits.background_gap
     bound = 2 + limits.aging + len(arrivals) * (share + 1) * longest
     while any(story.started is None for story in engine.stories.values() if story.job.id < 1000):
@@ -187,6 +195,7 @@ def test_every_job_starts_within_a_bound_whatever_else_arrives(
     st.integers(1, 4),
     st.booleans(),
 )
+@PATIENT
 def test_two_senders_with_enough_to_do_use_their_weights_worth(
     sizes: list[tuple[int, int]], weight: float, slots: int, informed: bool
 ) -> None:
@@ -206,6 +215,7 @@ def test_two_senders_with_enough_to_do_use_their_weights_worth(
 
 
 @given(jobs(lanes=(1, 2), deadlines=False), st.integers(1, 4))
+@PATIENT
 def test_jobs_start_in_the_order_that_was_foretold(arrivals: list[tuple[Job, int]], slots: int) -> None:
     limits = Limits(slots=slots, aging=LONG, overtaking=LONG)
     engine = Engine(limits)
@@ -223,6 +233,7 @@ def test_jobs_start_in_the_order_that_was_foretold(arrivals: list[tuple[Job, int
 @given(
     st.lists(st.integers(1, 20), min_size=2, max_size=8, unique=True), st.integers(1, 3), st.integers(0, 2)
 )
+@PATIENT
 def test_of_one_senders_equal_jobs_the_earliest_deadline_starts_first(
     deadlines: list[int], slots: int, lane: int
 ) -> None:
@@ -240,6 +251,7 @@ def test_of_one_senders_equal_jobs_the_earliest_deadline_starts_first(
     st.floats(0.0001, 0.004),
     st.floats(0.0, 1 / 1000),
 )
+@PATIENT
 def test_the_cost_of_steps_is_learned_on_any_machine(
     fixed: float, each: float, start: float, token: float, rise: float
 ) -> None:

@@ -42,8 +42,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 4
     batch: int = 512
     gap: float = 0.1
-    background_gap: float = 0.25
-    alone: float = 0.5
+    background_gap: float = 0.2
+    alone: float = 0.2
     least: int = 4
     lead: float = 1024.0
     overtaking: float = 1.0
