@@ -42,9 +42,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 4
     batch: int = 512
     gap: float = 0.1
-    background_gap: float = 0.25
-    alone: float = 0.5
-    least: int = 16
+    background_gap: float = 0.2
+    alone: float = 0.2
+    least: int = 4
     lead: float = 1024.0
     overtaking: float = 1.0
     aging: float = 20.0
@@ -201,7 +201,9 @@ class Jobs:
 
 def expected(job: Job, speeds: Speeds) -> float:
     """Tokens that are still to be computed for it, as far as one can know, over its weight."""
-    return (job.unread + speeds.left(job.made, job.limit)) / job.weight
+    answer = speeds.left(job.made, job.limit)
+    # The last token of a prompt gives the first of the answer.
+    return (job.unread + answer - (1 if job.unread and answer else 0)) / job.weight
 
 
 def order(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Iterator[Job]:

@@ -67,7 +67,7 @@ def _expire(jobs: Jobs, now: float, made: Plan) -> list[Job]:
     running = []
     for job in (*jobs.waiting, *jobs.running):
         if job.deadline is not None and job.deadline <= now:
-            (made.drop if job.phase is Phase.QUEUED else made.end).append(job.id)
+            (made.drop if job.phase is Phase.QUEUED and not job.made else made.end).append(job.id)
             soonest = min(soonest, job.deadline)
             continue
         if job.deadline is not None:
@@ -144,6 +144,8 @@ def _rows(running: list[Job], speeds: Speeds, now: float, limits: Limits) -> lis
         # The answers below it still have their tokens in time, a step later, and its own comes sooner.
         return [(first.id, min(first.unread, limits.batch))]
     rows = [(job.id, 0) for job in decoding]
+    if min(job.lane for job in decoding) < first.lane and now - max(first.served, first.since) < limits.gap:
+        return rows  # below an answer, a prompt has every other gap
     if chunk < limits.least and max(job.served for job in filling) >= oldest:
         return rows  # the prompts had the last step
     cost = speeds.decode(len(decoding)) * speeds.caution
@@ -166,13 +168,16 @@ def _rank(job: Job, now: float, limits: Limits) -> tuple[int, float, int]:
 def _chunks(
     filling: list[Job], speeds: Speeds, *, seconds: float, room: int, least: int
 ) -> list[tuple[int, int]]:
-    """As much of these prompts as fits into the time and the tokens; of the first one at least something."""
+    """As much of these prompts as fits into the time and the tokens; of the first one at least something.
+
+    Prompts of a lower lane would delay the first token of a higher one, and wait for the next step.
+    """
     rows: list[tuple[int, int]] = []
     for job in filling:
         tokens = min(speeds.chunk(seconds, job.depth), job.unread, room)
         if not rows:
             tokens = max(tokens, min(least, job.unread, room))
-        if tokens <= 0:
+        if tokens <= 0 or job.lane > filling[0].lane:
             break
         rows.append((job.id, tokens))
         seconds -= speeds.prefill(tokens, job.depth) * speeds.caution

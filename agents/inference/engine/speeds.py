@@ -23,7 +23,7 @@ ALIKE = 8  # steps without a prompt that are learned from together
 SURPRISE = 1.2  # the caution from which each is learned from at once
 CAUTION = 2.0  # the most by which a surprise cuts chunks
 CALM = 0.7  # what is left of a surprise after another step
-ROUND = 8  # chunks are multiples of this many tokens, where they are long enough: kernels compute such blocks
+ROUND = 8  # long chunks are multiples of this many tokens: kernels compute such blocks
 ANSWER = 128.0  # tokens of an answer, before any was seen
 
 
@@ -184,7 +184,7 @@ class Speeds:
         # left = tokens * linear + tokens² * square
         linear, square = max(token + attend * depth, 1e-9), attend / 2
         tokens = int(2 * left / (linear + (linear * linear + 4 * square * left) ** 0.5))
-        return tokens - tokens % ROUND if tokens > 2 * ROUND else tokens
+        return tokens - tokens % ROUND if tokens > 8 * ROUND else tokens
 
     def left(self, made: int, limit: int) -> float:
         """Tokens that an answer is expected to go on for, of which so many are made and `limit` allowed."""
