@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from xnai.agents.inference.engine.prefixes import Costs, Evicted, Streams
+from xnai.agents.inference.engine.prefixes import Costs, Evicted, Opening, Streams, worth_saving
 from xnai.agents.inference.engine.radix import Tokens
 
 short = st.lists(st.integers(0, 2), max_size=12)
@@ -167,3 +167,187 @@ class Plain(RuleBasedStateMachine):
 
 Plain.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 test_the_bookkeeping_agrees_with_plain_lists = pytest.mark.filterwarnings("default")(Plain.TestCase)
+
+
+def opened(streams: Streams, prompt: Tokens) -> Opening:
+    """Opens a prompt and computes all of it."""
+    opening = streams.open(prompt)
+    assert opening is not None
+    streams.extend(opening.seq, prompt[opening.keep :])
+    return opening
+
+
+def asked(streams: Streams, prompt: Tokens, *, pin: bool = False) -> Opening:
+    """The whole life of a request."""
+    opening = opened(streams, prompt)
+    assert streams.keep(opening.seq, pin=pin) == ()
+    return opening
+
+
+def text(seed: int, length: int = 500) -> Tokens:
+    return np.random.default_rng(seed).integers(0, 32_000, length).astype(np.int32)
+
+
+def test_a_conversation_goes_on_in_its_own_sequence() -> None:
+    streams = Streams(4)
+    first = asked(streams, text(1))
+    longer = np.concatenate([text(1), text(2, 40)])
+    assert streams.longest(longer) == 500
+    assert opened(streams, longer) == Opening(seq=first.seq, keep=500)
+    assert streams.stats().hit_tokens == 500
+
+
+def test_the_last_token_of_a_prompt_is_computed_again() -> None:
+    streams = Streams(2)
+    first = asked(streams, text(1))
+    assert opened(streams, text(1)) == Opening(seq=first.seq, keep=499)
+
+
+def test_a_beginning_that_others_need_too_is_copied() -> None:
+    streams = Streams(4)
+    one, other = (np.concatenate([text(0), text(seed, 200)]) for seed in (1, 2))
+    first = asked(streams, one)
+    second = opened(streams, other)
+    assert (second.copy_from, second.keep) == (first.seq, 500)
+    assert streams.tokens(first.seq).tolist() == one.tolist()
+
+
+def test_a_beginning_is_copied_from_a_running_sequence() -> None:
+    streams = Streams(2)
+    first = opened(streams, text(0))
+    second = opened(streams, np.concatenate([text(0), text(1, 9)]))
+    assert (second.copy_from, second.keep) == (first.seq, 500)
+
+
+def test_a_short_beginning_is_not_worth_a_copy() -> None:
+    streams = Streams(2, costs=Costs(prefill=0.001, copy=0.02))
+    asked(streams, np.concatenate([text(0, 19), text(1)]))
+    assert opened(streams, np.concatenate([text(0, 19), text(2)])).copy_from is None
+
+
+def test_the_least_recently_used_prefix_makes_room() -> None:
+    streams = Streams(3)
+    seqs = [asked(streams, text(seed)).seq for seed in (1, 2, 3)]
+    asked(streams, np.concatenate([text(1), text(9, 5)]))
+    (gone,) = opened(streams, text(4)).evicted
+    assert gone.seq == seqs[1]
+    assert gone.tokens is not None
+    assert gone.tokens.tolist() == text(2).tolist()
+
+
+def test_a_prefix_that_another_holds_too_makes_room_first() -> None:
+    streams = Streams(3)
+    whole = asked(streams, np.concatenate([text(1), text(2)]))
+    oldest = asked(streams, text(3))
+    part = asked(streams, text(1))
+    assert part.copy_from == whole.seq
+    assert opened(streams, text(4)).evicted == (Evicted(part.seq),)
+    assert streams.length(oldest.seq) == 500
+
+
+def test_running_sequences_are_never_evicted() -> None:
+    streams = Streams(2)
+    for seed in (1, 2):
+        opened(streams, text(seed))
+    assert streams.available == 0
+    assert streams.evict() is None
+    assert streams.open(text(3)) is None
+
+
+def test_pinned_prefixes_go_last() -> None:
+    streams = Streams(3, pins=1)
+    pinned = asked(streams, text(1), pin=True)
+    for seed in (2, 3, 4, 5, 6):
+        opened_now = opened(streams, text(seed))
+        assert pinned.seq not in {opened_now.seq, *(gone.seq for gone in opened_now.evicted)}
+        streams.keep(opened_now.seq)
+    assert streams.stats().pinned == 1
+    for seed in (7, 8, 9):
+        assert opened(streams, text(seed)).copy_from is None
+    assert streams.length(pinned.seq) == 500
+
+
+def test_a_pin_gives_way_to_running_requests() -> None:
+    streams = Streams(1, pins=1)
+    asked(streams, text(1), pin=True)
+    (gone,) = opened(streams, text(2)).evicted
+    assert gone.seq == 0
+
+
+def test_too_many_pins_unpin_the_least_recently_used() -> None:
+    streams = Streams(3, pins=1)
+    first = asked(streams, text(1), pin=True)
+    asked(streams, text(2), pin=True)
+    asked(streams, text(3))
+    assert streams.stats().pinned == 1
+    (gone,) = opened(streams, text(4)).evicted
+    assert gone.seq == first.seq
+
+
+def test_a_pinned_beginning_is_pinned_once() -> None:
+    streams = Streams(8, pins=4)
+    for seed in (1, 2, 3, 4):
+        asked(streams, np.concatenate([text(0), text(seed, 50)]), pin=True)
+    assert streams.stats().pinned == 1
+
+
+def test_what_a_private_request_holds_is_of_no_use_to_others() -> None:
+    streams = Streams(2)
+    opening = streams.open(text(1), cache=False)
+    assert opening is not None
+    streams.extend(opening.seq, text(1))
+    assert streams.longest(text(1)) == 0
+    assert streams.keep(opening.seq) == (Evicted(opening.seq),)
+    assert streams.length(opening.seq) == 0
+
+
+def test_a_saved_state_is_restored_when_nothing_cheaper_is_there() -> None:
+    streams = Streams(2)
+    streams.remember("saved", text(1))
+    opening = opened(streams, np.concatenate([text(1), text(2, 9)]))
+    assert (opening.restore, opening.keep) == ("saved", 500)
+    streams.keep(opening.seq)
+    assert opened(streams, np.concatenate([text(1), text(2, 99)])).restore is None
+
+
+def test_what_is_saved_already_is_not_saved_again() -> None:
+    streams = Streams(1)
+    asked(streams, text(1))
+    streams.remember("saved", np.concatenate([text(1), text(2)]))
+    assert opened(streams, text(3)).evicted == (Evicted(0),)
+
+
+def test_a_state_is_not_saved_if_computing_it_again_is_cheap() -> None:
+    assert worth_saving(1000, Costs())
+    assert not worth_saving(10, Costs())
+    assert not worth_saving(1000, Costs(prefill=3e-5))
+
+
+def test_a_copy_is_not_saved_before_it_is_made() -> None:
+    streams = Streams(2)
+    first = opened(streams, text(0))
+    second = streams.open(np.concatenate([text(0), text(1, 9)]))
+    assert second is not None
+    assert second.copy_from == first.seq
+    streams.drop(first.seq)
+    streams.keep(second.seq)
+    assert streams.evict() == Evicted(second.seq)
+
+
+def test_nothing_is_restored_into_what_is_about_to_be_copied() -> None:
+    streams = Streams(2)
+    first = opened(streams, text(0))
+    streams.open(np.concatenate([text(0), text(1, 9)]))
+    streams.drop(first.seq)
+    streams.remember("saved", text(5))
+    assert streams.open(text(5)) == Opening(seq=first.seq)
+
+
+def test_fewer_prefixes_are_kept_when_memory_is_short() -> None:
+    streams = Streams(4)
+    for seed in (1, 2, 3):
+        asked(streams, text(seed))
+    assert [gone.seq for gone in streams.shrink(1)] == [0, 1]
+    opening = opened(streams, text(4))
+    assert [gone.seq for gone in streams.keep(opening.seq)] == [2]
+    assert streams.stats().kept == 1

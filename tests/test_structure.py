@@ -37,6 +37,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "numpy": ("agents/inference/", "agents/retrieval/"),
     "pydantic": ("agents/settings.py", "deploy/settings.py"),
     "qdrant_client": ("agents/retrieval/",),
+    "redis": ("agents/inference/redis_store.py",),
     "tokenizers": ("agents/inference/",),
 }
 
@@ -47,6 +48,7 @@ BLIND = {
     "agents/inference/agent.py": 1,
     "agents/inference/chat.py": 1,
     "agents/inference/embedding.py": 1,
+    "agents/inference/reusing.py": 1,
     "agents/isolation.py": 1,
     "agents/retrieval/opening.py": 1,
     "bus/background.py": 1,
