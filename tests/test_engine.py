@@ -95,6 +95,20 @@ def test_a_text_longer_than_a_batch_is_computed_in_parts(scripted: EngineProcess
     assert end_of(frames).tokens_in > 1_000
 
 
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_what_was_evicted_is_restored_where_that_is_cheaper(model: Path, tmp_path: Path, place: str) -> None:
+    shared = "he is the thing in the thing of a he in a the an in the thing and the in he in the an thing" * 2
+    sizes = {"memory": (1 << 30, 0), "disk": (0, 1 << 30)}
+    setup = Setup(threads=1, folder=str(tmp_path), saved_memory=sizes[place][0], saved_disk=sizes[place][1])
+    with engine(setup) as found:
+        found.open(model, context=CONTEXT, slots=1, kept=0)
+        before = found.end(found.begin(f"{shared} one", 8))
+        assert found.say("and now for something else, which needs the only sequence that there is", 8)
+        again = found.end(found.begin(f"{shared} one", 8))
+    assert end_of(again).tokens_cached == end_of(again).tokens_in - 1
+    assert text_of(again) == text_of(before)
+
+
 # Urgent
 
 

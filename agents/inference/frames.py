@@ -60,7 +60,9 @@ class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
         aging: seconds of waiting that lift a request by a lane.
         lead: tokens of advantage that a cached prefix may give a sender over others.
         nice: added to the priority of the process, 0 to 19.
-        folder: where what was measured is remembered; "" for nowhere.
+        folder: where what was measured, and states of sequences, are remembered; "" for nowhere.
+        saved_memory, saved_disk: bytes for what evicted sequences held, restored where that is cheaper than
+            computing it again.
     """
 
     threads: int = 0
@@ -72,6 +74,8 @@ class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
     lead: int = 2_000
     nice: int = 0
     folder: str = ""
+    saved_memory: int = 0
+    saved_disk: int = 0
 
 
 class Open(Frame, frozen=True, array_like=True, tag=True, gc=False):

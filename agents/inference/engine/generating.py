@@ -10,15 +10,16 @@ from xnai.agents.inference.engine.answering import NOWHERE, Answering
 from xnai.agents.inference.engine.drafts import Costs, Drafts
 from xnai.agents.inference.engine.jobs import Job, Jobs, Ledger, Limits, Phase
 from xnai.agents.inference.engine.llama import Batch, Context, Tokens
-from xnai.agents.inference.engine.prefixes import Evicted, Opening, Streams
 from xnai.agents.inference.engine.rules import Matcher
 from xnai.agents.inference.engine.sampling import logprob_of, sampler_of
 from xnai.agents.inference.engine.scheduling import Plan, plan
+from xnai.agents.inference.engine.sequences import Sequences
 from xnai.agents.inference.engine.speeds import Speeds
 from xnai.agents.inference.errors import RuleInvalid
 from xnai.agents.inference.frames import Frame, Generate, Queued, Refused
 from xnai.agents.inference.requests import Finish
 
+_PART = 128  # tokens of a prompt that are computed at once, about
 _TOLD = 0.25  # seconds between two words on who stands where in the queue
 
 
@@ -48,7 +49,7 @@ class TextModel:
     def __init__(
         self,
         context: Context,
-        streams: Streams,
+        streams: Sequences,
         *,
         limits: Limits,
         ledger: Ledger,
@@ -141,6 +142,7 @@ class TextModel:
     def _look_for_prefixes(self) -> None:
         """What is cached of those that wait, where that has changed."""
         if self._stale:
+            self.streams.prefill_costs(self.speeds.prefill(_PART) / _PART)
             for request in self.requests.values():
                 if request.job.phase is Phase.QUEUED and request.ask.cache:
                     request.job.cached = self.streams.longest(request.prompt)
@@ -157,32 +159,22 @@ class TextModel:
 
     def _start(self, request: Answering, now: float) -> None:
         if request.sequence == NOWHERE:
-            opening = self._open(request)
-            self._prepare(opening)
-            request.begin(opening.seq, opening.keep, now)
+            sequence, kept = self._open(request)
+            request.begin(sequence, kept, now)
             self._stale = True
 
-    def _open(self, request: Answering) -> Opening:
+    def _open(self, request: Answering) -> tuple[int, int]:
         """A sequence; if all are taken, that of a request which is paused: no more run than there are."""
         while (opening := self.streams.open(request.prompt, cache=request.ask.cache)) is None:
             paused = [each for each in self.requests.values() if each.job.phase is Phase.PAUSED]
-            victim = max(paused, key=lambda each: (each.job.lane, each.job.arrived))
+            victim = max(
+                (each for each in paused if each.sequence != NOWHERE),
+                key=lambda each: (each.job.lane, each.job.arrived),
+            )
             self.streams.drop(victim.sequence)
-            self.context.cut(victim.sequence, 0)
             victim.give_up_sequence()
             victim.job.phase = Phase.QUEUED
         return opening
-
-    def _prepare(self, opening: Opening) -> None:
-        """Brings into the KV cache what the bookkeeping says is in it."""
-        self._clear(opening.evicted)
-        if opening.copy_from is not None:
-            self.context.copy(opening.copy_from, opening.seq)
-        self.context.cut(opening.seq, opening.keep)
-
-    def _clear(self, evicted: Sequence[Evicted]) -> None:
-        for each in evicted:
-            self.context.cut(each.seq, 0)
 
     def _fill(self, rows: Sequence[tuple[int, int]]) -> Iterator[Row]:
         """The batch; a prefix that was found at the start has made prompts shorter than planned."""
@@ -222,13 +214,10 @@ class TextModel:
                 right = 0
             if row.guess and request.drafts:
                 request.drafts.learn(len(row.guess), right)
-                self.context.cut(request.sequence, before + computed + right)
+                self.streams.cut(request.sequence, before + computed + right)
                 computed += right
         request.advance(computed)
-        if computed == 1:
-            self.streams.append(request.sequence, int(request.content[before]))
-        else:
-            self.streams.extend(request.sequence, request.content[before : request.held])
+        self.streams.hold(request.sequence, request.content[before : request.held])
         self._ledger.charge(request.job, row.tokens)
 
     def _say(self, row: Row, now: float) -> int:
@@ -263,13 +252,13 @@ class TextModel:
 
     def _find_out(self, request: Answering) -> None:
         """After an abort: what the sequence holds now."""
-        length = self.context.length(request.sequence)
+        length = self.streams.length(request.sequence)
         if request.job.todo and length > request.held:
             # The last token of a prompt is computed again: its logits are lost.
             computed = min(length - request.held, request.job.todo - 1)
             request.advance(computed)
-            self.streams.extend(request.sequence, request.content[request.held - computed : request.held])
-        self.context.cut(request.sequence, request.held)
+            self.streams.hold(request.sequence, request.content[request.held - computed : request.held])
+        self.streams.cut(request.sequence, request.held)
 
     def _measure(self, rows: Sequence[Row], took: float) -> None:
         if len(rows) == 1 and not rows[0].request.job.todo:
@@ -303,10 +292,9 @@ class TextModel:
         request.resources.close()
         if request.sequence != NOWHERE:
             if request.ask.cache and request.held:
-                self._clear(self.streams.keep(request.sequence, pin=request.ask.pin))
+                self.streams.keep(request.sequence, pin=request.ask.pin)
             else:
                 self.streams.drop(request.sequence)
-                self.context.cut(request.sequence, 0)
             self._stale = True
 
     def _tell(self, now: float) -> None:
@@ -324,6 +312,7 @@ class TextModel:
         """Frees what the requests hold in C."""
         for request in self.requests.values():
             request.resources.close()
+        self.streams.close()
 
 
 def _refused(id: int, refusal: Refusal) -> Refused:

@@ -25,6 +25,9 @@ Tokens = NDArray[np.int32]
 _WARN, _ERROR = 3, 4  # levels in ggml.h, which the bindings do not name
 _NOT_TEXT = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 
+LIBRARY: str = lib.__version__
+"""The version of the bindings, and with them of llama.cpp."""
+
 _log = logging.getLogger(__name__)
 _complaints: deque[str] = deque(maxlen=8)
 
@@ -142,6 +145,7 @@ class Weights:
         learned: positions that it was trained on.
         dimensions: of a vector.
         size: bytes of the weights.
+        kv_bytes: of a token in the KV cache, as 16 bit numbers, in the usual architectures.
         generates: whether it continues text; those that only embed do not.
     """
 
@@ -151,6 +155,9 @@ class Weights:
         self.learned = int(lib.llama_model_n_ctx_train(model))
         self.dimensions = int(lib.llama_model_n_embd(model))
         self.size = int(lib.llama_model_size(model))
+        heads, kv_heads = lib.llama_model_n_head(model), lib.llama_model_n_head_kv(model)
+        layers = int(lib.llama_model_n_layer(model))
+        self.kv_bytes = 2 * 2 * layers * self.dimensions * max(kv_heads, 1) // max(heads, 1)
         self.generates = bool(lib.llama_model_has_decoder(model)) and not lib.llama_model_has_encoder(model)
 
 

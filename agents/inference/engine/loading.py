@@ -16,6 +16,7 @@ from xnai.agents.inference.engine.embedding import TEXTS, TOKENS, VectorModel
 from xnai.agents.inference.engine.generating import TextModel
 from xnai.agents.inference.engine.jobs import Ledger, Limits
 from xnai.agents.inference.engine.llama import (
+    LIBRARY,
     Abort,
     Tokens,
     Vocabulary,
@@ -24,8 +25,9 @@ from xnai.agents.inference.engine.llama import (
     open_embedding_context,
     open_weights,
 )
-from xnai.agents.inference.engine.prefixes import Streams
 from xnai.agents.inference.engine.rules import Matcher, Rulebook
+from xnai.agents.inference.engine.saved import SavedStates
+from xnai.agents.inference.engine.sequences import Sequences
 from xnai.agents.inference.engine.speeds import Speeds
 from xnai.agents.inference.errors import ModelInvalid, ModelMissing, PromptTooLong
 from xnai.agents.inference.frames import Frame, Generate, Open, Opened, Setup
@@ -175,7 +177,7 @@ class Loader:
         )
         return TextModel(
             context,
-            Streams(context.sequences),
+            Sequences(context, self._saved(wanted, weights)),
             limits=limits,
             ledger=self._ledger,
             speeds=Speeds(figures.speeds),
@@ -183,6 +185,16 @@ class Loader:
             clock=self._clock,
             flush=setup.flush,
         )
+
+    def _saved(self, wanted: Open, weights: Weights) -> SavedStates | None:
+        """Where what is evicted may live on. A state fits into the same file, context and library only."""
+        setup = self._setup
+        if not setup.saved_memory and not (setup.saved_disk and self._folder):
+            return None
+        found = Path(wanted.path).stat()
+        words = (found.st_size, found.st_mtime_ns, weights.size, wanted.context, wanted.fast, LIBRARY)
+        folder = self._folder / "states" if self._folder and setup.saved_disk else None
+        return SavedStates(repr(words), memory=setup.saved_memory, folder=folder, disk=setup.saved_disk)
 
     def _opened(self, wanted: Open, found: Loaded) -> Opened:
         model, vocabulary = found.model, found.vocabulary
