@@ -1,8 +1,8 @@
 """Which sequence of the KV cache holds which tokens, and which of them a new prompt runs in.
 
-Bookkeeping alone: whoever calls does to the KV cache what is decided here, at once and in this order: save
-what an `Evicted` says, clear its sequence, then copy or restore what an `Opening` says, then cut its sequence
-behind `keep` tokens.
+Bookkeeping alone: whoever calls does to the KV cache what is decided here, at once and in this order: read
+the saved state that an `Opening` wants, as the next step may push it out; save what an `Evicted` says, and
+clear its sequence; copy or restore; cut the sequence behind `keep` tokens.
 
 A sequence is free, runs (also while its request is paused), or is kept for later requests. The tokens of
 saved states are known too.
