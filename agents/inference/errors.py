@@ -5,6 +5,7 @@
     ├── ModelInvalid (ValueError)         model_invalid     a file that is not the model it should be
     ├── FetchFailed                       fetch_failed      a download that a person asked for failed
     ├── TemplateFailed (ValueError)       template_failed   no chat template, or it refuses these messages
+    ├── RuleInvalid (ValueError)          rule_invalid      a schema, regex or grammar that cannot be kept
     ├── PromptTooLong (ValueError)        prompt_too_long   the prompt alone fills the context
     └── Cancelled                         canceled          the cancel flag was set before the answer
 
@@ -42,6 +43,12 @@ class TemplateFailed(InferenceError, ValueError):
     """The model has no chat template, or it cannot render these messages."""
 
     code = "template_failed"
+
+
+class RuleInvalid(InferenceError, ValueError):
+    """What an answer should look like cannot be read, is not supported, or costs too much to keep to."""
+
+    code = "rule_invalid"
 
 
 class PromptTooLong(InferenceError, ValueError):
