@@ -1,8 +1,8 @@
-"""Constrained decoding: at each place of a text, the tokens that keep to a JSON Schema, regex or grammar.
+"""Constrained decoding: at each place of a text, the tokens that keep it to a JSON Schema, regex or grammar.
 
-How it is used, token by token: sample as if there were no rule and ask `allows`; if the token is refused,
-`mask` the logits and sample again. What comes out is distributed as if the mask had always been there,
-and a token that is accepted costs a thirtieth of a millisecond, whatever the size of the vocabulary.
+How it is used, token by token: sample as if there were no rule and ask `allows`; only if the token is
+refused, `mask` the logits and sample again. What comes out is distributed exactly as if the mask had always
+been there, and a token that is accepted costs a thirtieth of a millisecond, whatever the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,18 +25,6 @@ from xnai.agents.inference.frames import Rule
 LONGEST = 1 << 20
 """Characters of a rule."""
 
-# Of a rule and of each of its steps: a bomb ends here, after some tens of milliseconds and megabytes.
-_LIMITS: dict[str, Any] = {
-    "initial_lexer_fuel": 500_000,
-    "step_lexer_fuel": 50_000,
-    "step_max_items": 400_000,
-    "max_items_in_row": 2_000,
-    "max_lexer_states": 20_000,
-    "max_grammar_size": 30_000,
-    "verbose_errors": False,
-}
-# Otherwise a model may write blanks between two items without end.
-_JSON: Any = {"whitespace_flexible": False}
 # llguidance follows references by recursion, 5 kB deep each, and a stack that is full ends the process. Those
 # who make rules keep to 2,000 levels (`xnai.agents.inference.schemas`, `to_lark`).
 _STACK = 64 << 20
@@ -53,7 +41,12 @@ class Rulebook:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None
         self._building, self._threads = threading.Lock(), threading.Lock()
-        self._limits = LLParserLimits(**_LIMITS)
+        # A grammar reads letter by letter: more items in a step, and where rows are long each costs far more.
+        self._limits = {
+            "json_schema": _limits(items=50_000, row=2_000),
+            "regex": _limits(items=50_000, row=2_000),
+            "grammar": _limits(items=150_000, row=100),
+        }
 
     def start(self, rule: Rule, said: Sequence[int] = ()) -> Matcher:
         """What holds an answer to a rule, behind the tokens of it that were said already.
@@ -79,7 +72,7 @@ class Rulebook:
         name = _NAMES[rule.kind]
         tokenizer = self._tokenizer or self._build()
         try:
-            found = LLMatcher(tokenizer, _grammar(rule), log_level=0, limits=self._limits)
+            found = LLMatcher(tokenizer, _grammar(rule), log_level=0, limits=self._limits[rule.kind])
         except RuleInvalid:
             raise
         except ValueError as error:
@@ -178,13 +171,28 @@ class Matcher:
 _NAMES = {"json_schema": "JSON Schema", "regex": "regular expression", "grammar": "grammar"}
 
 
+def _limits(*, items: int, row: int) -> LLParserLimits:
+    """Of a rule and of each of its steps: a bomb ends here, after some tens of milliseconds and megabytes."""
+    return LLParserLimits(
+        initial_lexer_fuel=300_000,
+        step_lexer_fuel=50_000,
+        step_max_items=items,
+        max_items_in_row=row,
+        max_lexer_states=20_000,
+        max_grammar_size=30_000,
+        verbose_errors=False,
+    )
+
+
 def _grammar(rule: Rule) -> str:
     """The rule in llguidance's own form. Raises ValueError and RuleInvalid."""
     if rule.kind == "json_schema":
-        return str(LLMatcher.grammar_from_json_schema(rule.text, overrides=_JSON))
+        # Otherwise a model may write blanks between two items without end.
+        overrides: Any = {"whitespace_flexible": False}
+        return LLMatcher.grammar_from_json_schema(rule.text, overrides=overrides)
     if rule.kind == "regex":
-        return str(LLMatcher.grammar_from_regex(rule.text))
-    return str(LLMatcher.grammar_from_lark(to_lark(rule.text)))
+        return LLMatcher.grammar_from_regex(rule.text)
+    return LLMatcher.grammar_from_lark(to_lark(rule.text))
 
 
 def _first_line(message: str) -> str:
