@@ -66,7 +66,13 @@ class Conclusion:
     async def of_error(self, run: Run, error: Exception) -> None:
         """The handler has raised."""
         if isinstance(error, Reject):
-            info = ErrorInfo(code=error.code, message=_shortened(str(error)))
+            again = error.retry_after
+            info = ErrorInfo(
+                code=error.code,
+                message=_shortened(str(error)),
+                retryable=again is not None,
+                retry_after=msgspec.UNSET if again is None else again,
+            )
             return await self.finish(run.delivery, run.task, TaskState.REJECTED, error=info, run=run)
         if isinstance(error, WrongResult):
             said = f"{run.task.skill} answered something else. {error}"

@@ -165,9 +165,22 @@ class CallTimeout(XnaiError, TimeoutError):
 
 
 class Reject(XnaiError):
-    """Raised by a handler: this task is hopeless, end it as REJECTED and do not try again."""
+    """Raised by a handler: this attempt is the last, end the task as REJECTED.
+
+    Attributes:
+        code: what the outcome says, for programs.
+        retry_after: seconds after which the same request may succeed; None if it is hopeless.
+    """
 
     code = "handler_error"
+
+    def __init__(
+        self, message: str = "", *, code: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code  # type: ignore[misc]  # as of TaskFailed
 
 
 class TaskFailed(XnaiError):
@@ -177,10 +190,20 @@ class TaskFailed(XnaiError):
         task: the outcome as it is stored, an A2A Task.
         code: the stable code in it; `"failed"` when a foreign writer gave none.
         retryable: whether the same request may succeed later.
+        retry_after: seconds after which it may, if the agent has said so.
     """
 
-    def __init__(self, task: Task, *, code: str, message: str, retryable: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        *,
+        code: str,
+        message: str,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
         self.task = task
         self.code = code  # type: ignore[misc]  # the class says what a code is, the outcome which one
         self.retryable = retryable

@@ -50,11 +50,15 @@ KINDS = frozenset(_BODIES)
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Why something failed: a stable code, one sentence, and whether trying again may help."""
+    """Why something failed: a stable code, one sentence, whether trying again may help, and after what time.
+
+    `retry_after` is in seconds.
+    """
 
     code: str
     message: str
     retryable: bool = False
+    retry_after: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -224,4 +228,10 @@ def as_exception(task: Task) -> TaskFailed:
     words = state.value.removeprefix("TASK_STATE_").lower()
     error = said or ErrorInfo(code="failed", message=text or f"The task {task.id} ended as {words}.")
     kind = DeadlineExceeded if error.code == "deadline_exceeded" else _CLASSES.get(state, TaskFailed)
-    return kind(task, code=error.code, message=error.message, retryable=error.retryable)
+    return kind(
+        task,
+        code=error.code,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after=None if error.retry_after is msgspec.UNSET else error.retry_after,
+    )

@@ -1,6 +1,8 @@
 """What can go wrong with a local model.
 
     InferenceError                        inference_failed  the engine gave no answer; trying again may help
+    ├── EngineLost                        engine_lost       it died too often; the agent's process ends
+    ├── RequestPoisoned                   poison            the engine died twice while it computed this
     ├── ModelMissing (FileNotFoundError)  model_missing     no file there; the sentence says what to run
     ├── ModelInvalid (ValueError)         model_invalid     a file that is not the model it should be
     ├── FetchFailed                       fetch_failed      a download that a person asked for failed
@@ -19,6 +21,18 @@ class InferenceError(XnaiError):
     """The engine gave no answer. Trying again may help; with the errors below it does not."""
 
     code = "inference_failed"
+
+
+class EngineLost(InferenceError):
+    """The engine dies whenever it is started. The process of the agent ends with this."""
+
+    code = "engine_lost"
+
+
+class RequestPoisoned(InferenceError):
+    """The engine died twice while it computed this request, and is spared it from now on."""
+
+    code = "poison"
 
 
 class ModelMissing(InferenceError, FileNotFoundError):
