@@ -212,6 +212,12 @@ def test_a_beginning_that_others_need_too_is_copied() -> None:
     assert streams.tokens(first.seq).tolist() == one.tolist()
 
 
+def test_what_would_be_evicted_anyway_is_not_copied_but_taken() -> None:
+    streams = Streams(2)
+    seqs = [asked(streams, np.concatenate([text(0), text(seed, 200)])).seq for seed in (1, 2)]
+    assert opened(streams, np.concatenate([text(0), text(3, 200)])) == Opening(seq=seqs[0], keep=500)
+
+
 def test_a_beginning_is_copied_from_a_running_sequence() -> None:
     streams = Streams(2)
     first = opened(streams, text(0))

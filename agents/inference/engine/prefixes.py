@@ -122,7 +122,7 @@ class Streams:
         source, keep = self._source(prompt) if cache else (None, 0)
         opening = self._take(source, keep) if source and self._goes_on(source, keep) else None
         if opening is None:
-            opening = self._place(source, keep)
+            opening = self._place(prompt, source, keep)
             keep = opening.keep
         if not cache:
             self._sequences[opening.seq] = _Sequence(seq=opening.seq, private=True)
@@ -162,12 +162,12 @@ class Streams:
         source.kept = False
         return Opening(seq=source.seq, keep=keep)
 
-    def _place(self, source: _Sequence | None, keep: int) -> Opening:
+    def _place(self, prompt: Tokens, source: _Sequence | None, keep: int) -> Opening:
         """A sequence that is free, or made free, and how the beginning gets there."""
         evicted: tuple[Evicted, ...] = ()
         if not self._free:
             victim = next(self._victims())
-            if victim is source:
+            if source and (victim, keep) in self._tree.holders(prompt[:-1]):  # as good, and free of cost
                 return self._take(victim, keep)
             evicted = (self._evict(victim),)
         seq = min(self._free)
