@@ -42,10 +42,12 @@ class Sequences:
         opening = self._books.open(prompt, cache=cache)
         if opening is None:
             return None
+        # Before anything else is saved, which may push it out.
+        state = self._saved.get(opening.restore) if self._saved and opening.restore else None
         self._clear(opening.evicted)
         if opening.copy_from is not None:
             self._context.copy(opening.copy_from, opening.seq)
-        keep = opening.keep if opening.restore is None else self._restore(opening, opening.restore)
+        keep = opening.keep if opening.restore is None else self._restore(opening, opening.restore, state)
         self._context.cut(opening.seq, keep)
         return opening.seq, keep
 
@@ -100,8 +102,7 @@ class Sequences:
                         self._saved.drop(useless)
             self._context.cut(each.seq, 0)
 
-    def _restore(self, opening: Opening, key: str) -> int:
-        state = self._saved.get(key) if self._saved else None
+    def _restore(self, opening: Opening, key: str, state: bytes | None) -> int:
         if state is not None and self._context.restore(opening.seq, state):
             return opening.keep
         self._books.forget(key)
