@@ -28,7 +28,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "jinja2": ("agents/inference/",),
     "jsonschema": ("agents/inference/schemas.py",),
     "llama_cpp": ("agents/inference/",),
-    "llguidance": ("agents/inference/engine/rules.py",),
+    "llguidance": ("agents/inference/engine/rules.py", "agents/inference/schemas.py"),
     "lxml": ("agents/curation/",),
     "msgspec": ("",),
     "nats": ("bus/",),
@@ -46,7 +46,7 @@ HOMES: dict[str, tuple[str, ...]] = {
 BLIND = {
     "agents/handling.py": 2,
     "agents/inference/agent.py": 1,
-    "agents/inference/chat.py": 1,
+    "agents/inference/chat.py": 2,
     "agents/inference/embedding.py": 1,
     "agents/inference/reusing.py": 1,
     "agents/isolation.py": 1,

@@ -8,6 +8,7 @@
     ├── FetchFailed                       fetch_failed      a download that a person asked for failed
     ├── TemplateFailed (ValueError)       template_failed   no chat template, or it refuses these messages
     ├── RuleInvalid (ValueError)          rule_invalid      a schema, regex or grammar that cannot be kept
+    ├── AnswerInvalid (ValueError)        answer_invalid    a finished answer is not what it had to be
     ├── PromptTooLong (ValueError)        prompt_too_long   the prompt alone fills the context
     └── Cancelled                         canceled          the cancel flag was set before the answer
 
@@ -63,6 +64,12 @@ class RuleInvalid(InferenceError, ValueError):
     """What an answer should look like cannot be read, is not supported, or costs too much to keep to."""
 
     code = "rule_invalid"
+
+
+class AnswerInvalid(InferenceError, ValueError):
+    """What the model wrote is not what was asked for, although it was held to it."""
+
+    code = "answer_invalid"
 
 
 class PromptTooLong(InferenceError, ValueError):
