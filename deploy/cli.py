@@ -21,7 +21,7 @@ from xnai.protocol.errors import XnaiError
 COMMANDS = (
     *("up", "down", "ps", "logs", "restart", "scale", "run", "agents"),
     *("call", "send", "tasks", "task", "cancel", "watch", "ingest", "ask"),
-    *("keys", "join", "init", "doctor", "completion"),
+    *("model", "keys", "join", "init", "doctor", "completion"),
 )
 _PACKAGE = "xnai.deploy.commands"
 

@@ -153,7 +153,21 @@ def _addresses(start: str) -> Candidates:
     return found
 
 
-_FINDERS: dict[Any, Callable[[str], Candidates]] = {"AGENT.SKILL": _addresses, "AGENT": _names}
+def _models(start: str) -> Candidates:
+    """The models on this disk."""
+    from xnai.agents.inference.minilm import default_cache  # takes long to import
+    from xnai.deploy.models.folders import find_models
+
+    file = find_settings(Path.cwd())
+    found = find_models(default_cache(), file.parent if file else Path.cwd())
+    return [Candidate(each.name, each.source) for each in found]
+
+
+_FINDERS: dict[Any, Callable[[str], Candidates]] = {
+    "AGENT.SKILL": _addresses,
+    "AGENT": _names,
+    "MODEL": _models,
+}
 
 
 def _skills(target: str) -> Iterator[tuple[str, str]]:

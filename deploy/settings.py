@@ -20,6 +20,9 @@
     [keeper]
     kept = "7d"                   # how long the log of an ended task stays
 
+    [models]
+    hub = "https://huggingface.co"  # where `xnai model get` looks
+
     [supervisor]
     quick_deaths = 5              # so many, and an agent is given up
 
@@ -58,10 +61,11 @@ from xnai.protocol.errors import InvalidSettings
 from xnai.protocol.names import check_name, nearest
 
 DEFAULT_AGENTS = {name: f"xnai.agents.{name}.agent:agent" for name in ("inference", "curation", "retrieval")}
+USUAL_HUB = "https://huggingface.co"
 _LIMITS = Limits()
 _OPTIONS = ServerOptions()
 _POLICY = Policy()
-_TABLES = ("server", "limits", "keeper", "supervisor")
+_TABLES = ("server", "limits", "keeper", "models", "supervisor")
 _SHORT = {"XNAI_URL": ("server", "url"), "XNAI_TOKEN": ("server", "token")}
 _ELSEWHERE = {"XNAI_NAME"}  # the sender's name, which the bus reads
 
@@ -152,6 +156,13 @@ class KeeperTable(Table):
     kept: Seconds = KEPT_AFTER_THE_END
 
 
+class ModelsTable(Table):
+    """Where `xnai model get` looks, and what it shows there."""
+
+    hub: str = Field(default=USUAL_HUB, pattern=r"^https?://[^/\s]+(/[^\s]*)?$")
+    token: str | None = Field(default=None, min_length=1, repr=False)
+
+
 class SupervisorTable(Table):
     """What `xnai up` does with agents that die, that are to leave, and with what they print."""
 
@@ -173,6 +184,7 @@ class Settings(Table):
         default_factory=lambda: {name: _completed(name, AgentTable()) for name in DEFAULT_AGENTS}
     )
     keeper: KeeperTable = KeeperTable()
+    models: ModelsTable = ModelsTable()
     supervisor: SupervisorTable = SupervisorTable()
 
     @field_validator("agents")
@@ -190,7 +202,7 @@ class Settings(Table):
 
     def plan(self) -> Plan:
         """The same without the model."""
-        tables = self.model_dump()
+        tables = self.model_dump(exclude={"models"})  # which no process of the stack reads
         tables["server"]["tls"] = self.server.speaks_tls
         return msgspec.convert(tables, Plan)
 

@@ -60,3 +60,12 @@ def span(seconds: float) -> str:
         if seconds >= from_:
             return f"{int(seconds // size)} {unit}"
     return f"{int(seconds)} s" if seconds >= 10 else f"{max(seconds, 0.0):.2g} s"
+
+
+def size(count: float) -> str:
+    """Bytes for people: `1.5 GiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"

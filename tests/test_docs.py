@@ -26,6 +26,7 @@ from xnai.deploy.settings import (
     AgentTable,
     KeeperTable,
     LimitsTable,
+    ModelsTable,
     ServerTable,
     SupervisorTable,
     read_settings,
@@ -42,9 +43,10 @@ TABLES: dict[str, type[BaseModel]] = {
     "[agents.inference.settings]": InferenceSettings,
     "[agents.retrieval.settings]": RetrievalSettings,
     "[keeper]": KeeperTable,
+    "[models]": ModelsTable,
     "[supervisor]": SupervisorTable,
 }
-WITH_VARIABLES = ("server", "limits", "keeper", "supervisor")
+WITH_VARIABLES = ("server", "limits", "keeper", "models", "supervisor")
 
 # What a command says of errors that are none of ours, and what stands for an outcome without a code.
 WITHOUT_CLASS = {"usage", "failure", "unexpected", "failed"}
@@ -171,7 +173,7 @@ def test_the_exit_statuses_are_those_of_the_commands() -> None:
 
 
 def test_each_command_but_a_few_is_shown_with_what_it_prints_on_a_page_that_is_played() -> None:
-    played = [ROOT / "README.md", DOCS / "tutorial.md", DOCS / "operations.md"]
+    played = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("tutorial", "operations", "models"))]
     shown = {
         command
         for page in played

