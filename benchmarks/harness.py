@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import msgspec
@@ -34,6 +34,7 @@ _NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 
 Measure = Callable[[], Awaitable[float]]
 Pairs = Sequence[tuple[float, float]]
+T = TypeVar("T")
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +49,9 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
         settling: seconds after which a process that has started is idle, and a task is no longer fresh.
         cancels: tasks that are cancelled in one slice.
         together, fleet: agents of a stack that comes up, and of one that is measured while it is.
+        answers: pairs of short answers of a model.
+        crowds, talks: rounds of many callers, with one prompt each and with several.
+        cancels_of_answers: how many answers of a model are ended early.
     """
 
     pairs: int = 7
@@ -63,6 +67,10 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     cancels: int = 100
     together: int = 10
     fleet: int = 50
+    answers: int = 40
+    crowds: int = 5
+    talks: int = 3
+    cancels_of_answers: int = 100
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +124,17 @@ async def in_turns(ours: Measure, floor: Measure, count: int) -> list[tuple[floa
             values[measure] = await measure()
         pairs.append((values[ours], values[floor]))
     return pairs
+
+
+async def rounds(sides: Mapping[str, Callable[[int], Awaitable[T]]], count: int) -> list[dict[str, T]]:
+    """As `in_turns` for any number of sides: what each gave in each round, of which it is told the number."""
+    found = []
+    for number in range(count):
+        values = {}
+        for name in random.sample(sorted(sides), len(sides)):
+            values[name] = await sides[name](number)
+        found.append(values)
+    return found
 
 
 def percentile(values: Sequence[float], share: float) -> float:

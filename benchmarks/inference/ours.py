@@ -37,18 +37,20 @@ class Ours:
     def __init__(self, bus: Bus, *, lane: str = "normal", **options: Any) -> None:
         self.bus, self._lane, self._options = bus, lane, options
 
-    async def ask(self, prompt: str, tokens: int) -> Trace:
+    async def ask(self, prompt: str, tokens: int, heard: list[float] | None = None) -> Trace:
+        """As for every target. The times are in `heard` too, as they come."""
         request = GenerateRequest(prompt=prompt, max_tokens=tokens, **self._options)
-        times, made = list[float](), tokens
+        times, made = [] if heard is None else heard, tokens
+        speed = 0.0
         began = time.perf_counter()
         chunks = self.bus.stream(GENERATE, request, str | Answer, lane=self._lane, timeout=_PATIENCE)
         async with aclosing(chunks):
             async for chunk in chunks:
                 if isinstance(chunk, Answer):
-                    made = chunk.tokens_out
+                    made, speed = chunk.tokens_out, chunk.speed
                 else:
                     times.append(time.perf_counter())
-        return Trace(began=began, times=tuple(times), tokens=made)
+        return Trace(began=began, times=tuple(times), tokens=made, speed=speed)
 
 
 class Stack(msgspec.Struct, frozen=True):

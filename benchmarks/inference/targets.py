@@ -27,11 +27,18 @@ _FULL = ("length", "limit")
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
-    """When a request was made, when each piece of its answer came, by `time.perf_counter`; and its tokens."""
+    """An answer.
+
+    Attributes:
+        began, times: when it was asked for, and when each piece of it came, by `time.perf_counter`.
+        tokens: of it.
+        speed: tokens a second from the first to the last, by whoever computed it; 0 where that is not said.
+    """
 
     began: float
     times: tuple[float, ...]
     tokens: int
+    speed: float = 0.0
 
     @property
     def first(self) -> float:

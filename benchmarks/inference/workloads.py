@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache, wraps
+from typing import TypeVar
 
 import anyio
 
-from benchmarks.harness import percentile
+from benchmarks.harness import Size, percentile, rounds
 from benchmarks.inference.shapes import vocabulary
 from benchmarks.inference.targets import Target, Trace
 
+T = TypeVar("T")
 _LONG = 0.3  # the share of words that are more than one token, as in plain English
 
 
 class Words:
     """Distinct texts of random words. The same seed gives the same ones."""
 
-    def __init__(self, seed: int, tokenizer: str = "mistral") -> None:
+    def __init__(self, seed: str, tokenizer: str = "mistral") -> None:
         self._random = random.Random(seed)
         self._words = _words(tokenizer)
 
@@ -38,6 +40,41 @@ class Words:
 @cache
 def _words(tokenizer: str) -> list[str]:
     return vocabulary(tokenizer).words()
+
+
+Ask = Callable[[Target, Words], Awaitable[T]]
+
+
+async def compared(
+    targets: Mapping[str, Target], ask: Ask[T], count: int, *, tokenizer: str = "mistral"
+) -> list[dict[str, T]]:
+    """What each target gave in each of so many rounds: all are asked the same, and never the same again."""
+
+    def side(target: Target) -> Callable[[int], Awaitable[T]]:
+        return lambda number: ask(target, Words(f"{number} of {count}", tokenizer))
+
+    for target in targets.values():
+        await ask(target, Words("to warm up", tokenizer))
+    return await rounds({name: side(target) for name, target in targets.items()}, count)
+
+
+def pairs_of(
+    measured: Sequence[Mapping[str, T]], metric: Callable[[T], float], *, ours: str = "ours", floor: str
+) -> list[tuple[float, float]]:
+    return [(metric(values[ours]), metric(values[floor])) for values in measured]
+
+
+def once(measure: Callable[[Size], Awaitable[T]]) -> Callable[[Size], Awaitable[T]]:
+    """Measures once, however many figures are made of it."""
+    kept: dict[Size, T] = {}
+
+    @wraps(measure)
+    async def remembered(size: Size) -> T:
+        if size not in kept:
+            kept[size] = await measure(size)
+        return kept[size]
+
+    return remembered
 
 
 async def together(target: Target, prompts: Sequence[str], *, tokens: int) -> list[Trace]:
