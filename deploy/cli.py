@@ -19,7 +19,7 @@ from xnai.deploy.statuses import Status, innermost, status_of
 from xnai.protocol.errors import XnaiError
 
 COMMANDS = (
-    *("up", "down", "ps", "logs", "restart", "scale", "run", "agents"),
+    *("up", "down", "ps", "top", "logs", "restart", "scale", "run", "agents"),
     *("call", "send", "tasks", "task", "cancel", "watch", "ingest", "ask"),
     *("model", "keys", "join", "init", "doctor", "completion"),
 )

@@ -38,4 +38,9 @@ def adopt(extra: Mapping[str, str]) -> None:
 
 def wants_colour(stream: TextIO) -> bool:
     """Whether `stream` is a terminal whose user did not ask for plain text (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return is_screen(stream) and not os.environ.get("NO_COLOR")
+
+
+def is_screen(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal on which one can go back and write over what stands there."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"

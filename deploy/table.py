@@ -13,8 +13,10 @@ from xnai.deploy.environment import wants_colour
 
 Tone = Literal["plain", "good", "warning", "bad", "dim"]
 _CODES: dict[Tone, str] = {"good": "32", "warning": "33", "bad": "31", "dim": "2"}
-_GAP = "  "
+GAP = "  "
 _NARROWEST = 8  # of the last column, where the others leave less on the terminal
+Line = list[tuple[str, Tone]]
+"""Texts, each with its tone."""
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -33,24 +35,32 @@ def table(rows: Iterable[Sequence[object]], columns: Sequence[str], stream: Text
     Raises:
         ValueError: a row has more or fewer values than there are columns.
     """
+    edge = shutil.get_terminal_size().columns if stream.isatty() else None
+    for line in laid_out(rows, columns, edge):
+        print(*(paint(text, tone, stream) for text, tone in line), sep=GAP, file=stream)
+
+
+def laid_out(rows: Iterable[Sequence[object]], columns: Sequence[str], edge: int | None) -> list[Line]:
+    """The lines of a table, its heads first, each as its columns, between which a GAP belongs.
+
+    The last column ends at `edge`. Raises as `table`.
+    """
     cells = [[each if isinstance(each, Cell) else Cell(each) for each in row] for row in rows]
-    texts = [[_text(cell.value) for cell in row] for row in cells]
-    widths = [max(map(_width, column)) for column in zip(columns, *texts, strict=True)]
+    texts = [[shown(cell.value) for cell in row] for row in cells]
+    widths = [max(map(width_of, column)) for column in zip(columns, *texts, strict=True)]
     right = [_is_numeric([row[place].value for row in cells]) for place in range(len(columns))]
-    if stream.isatty():
-        room = shutil.get_terminal_size().columns - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1)
+    if edge is not None:
+        room = edge - sum(widths[:-1]) - len(GAP) * (len(widths) - 1)
         widths[-1] = min(widths[-1], max(room, _NARROWEST))
     lines: list[tuple[Sequence[str], Sequence[Tone]]] = [(columns, ["dim"] * len(columns))]
     lines += [(text, [cell.tone for cell in row]) for text, row in zip(texts, cells, strict=True)]
+    found = []
     for line, tones in lines:
-        parts = [_fit(text, width, right=to) for text, width, to in zip(line, widths, right, strict=True)]
+        parts = [fit(text, width, right=to) for text, width, to in zip(line, widths, right, strict=True)]
         if not right[-1]:
             parts[-1] = parts[-1].rstrip()
-        print(
-            *(paint(part, tone, stream) for part, tone in zip(parts, tones, strict=True)),
-            sep=_GAP,
-            file=stream,
-        )
+        found.append(list(zip(parts, tones, strict=True)))
+    return found
 
 
 def paint(text: str, tone: Tone, stream: TextIO) -> str:
@@ -59,7 +69,8 @@ def paint(text: str, tone: Tone, stream: TextIO) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if code and wants_colour(stream) else text
 
 
-def _text(value: object) -> str:
+def shown(value: object) -> str:
+    """As text that cannot steer a terminal; a dash for None."""
     if value is None:
         return "-"
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(value))
@@ -70,17 +81,17 @@ def _is_numeric(values: Sequence[object]) -> bool:
     return bool(numbers) and all(numbers)
 
 
-def _fit(text: str, width: int, *, right: bool) -> str:
+def fit(text: str, width: int, *, right: bool = False) -> str:
     """`text` in exactly `width` columns of a terminal."""
-    if _width(text) > width:
-        while _width(text) >= width:
+    if width_of(text) > width:
+        while width_of(text) >= width:
             text = text[:-1]
         text += "…"
-    space = " " * (width - _width(text))
+    space = " " * (width - width_of(text))
     return space + text if right else text + space
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """How many columns of a terminal it takes: two for a wide letter, none for one that joins the last."""
     if text.isascii():
         return len(text)
