@@ -281,7 +281,6 @@ def test_a_value_comes_back_as_it_was(kind: Any, value: Any) -> None:
         (Any, Part(raw=b"x"), b"x"),
         (Decimal, data(b"1.50"), Decimal("1.50")),
     ],
-    ids=repr,
 )
 def test_what_another_writer_may_have_sent_is_read(kind: Any, part: Part, value: object) -> None:
     assert codec_of(kind).read((part,)) == value
