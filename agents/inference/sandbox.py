@@ -2,7 +2,8 @@
 
 A template is a program out of a file from somewhere. Jinja's sandbox keeps it away from Python
 (CVE-2024-34359), but lets it loop for ever and make texts of any size. Here every turn of a loop, every call
-and every value that is made, compared or written costs fuel by its size. Only what templates use is there: the filters and methods below. All of it is put in by rewriting the template's syntax tree.
+and every value that is made, compared or written costs fuel by its size. Only what templates use is there:
+the filters and methods below. All of it is put in by rewriting the template's syntax tree.
 """
 
 from __future__ import annotations
