@@ -17,9 +17,11 @@ from hub import FakeHub, open_hub
 from terminal import Done, command, program, until
 from transcript import Player
 
+from xnai.agents.inference.errors import InferenceError
 from xnai.agents.inference.minilm import default_cache
 from xnai.deploy.commands.completion import _parser
 from xnai.deploy.completing import complete
+from xnai.deploy.models.benching import measure
 from xnai.deploy.models.errors import ModelChanged, ModelUnknown
 from xnai.deploy.models.folders import find_models
 from xnai.deploy.models.hub import Hub
@@ -271,6 +273,11 @@ def test_only_what_was_fetched_here_is_deleted(home: Path, fake: FakeHub, projec
     store.remove(store.one(NAME))
     assert other.exists()
     assert not (default_cache() / "someone").exists()
+
+
+def test_a_model_that_the_engine_refuses_is_not_measured(tmp_path: Path) -> None:
+    with pytest.raises(InferenceError, match=r"The engine refuses: .*nowhere\.gguf"):
+        measure(tmp_path / "nowhere.gguf", slots=1, threads=1)
 
 
 def test_the_shell_completes_actions_and_models(

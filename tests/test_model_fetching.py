@@ -195,6 +195,7 @@ def test_a_server_that_begins_anew_is_believed(
         get(fake, target)
     for name, value in change.items():
         setattr(fake, name, value)
+    fake.breaks = [20_000]
     get(fake, target)
     assert target.read_bytes() == content
 

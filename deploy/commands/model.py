@@ -1,4 +1,4 @@
-"""`xnai model`: fetch, list, check and remove the models of this machine."""
+"""`xnai model`: fetch, list, check, measure and remove the models of this machine."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ examples:
   xnai model ls                             # all on this disk, those of other programs too
   xnai model show NAME --context 8192 --slots 4    # what it is, and the memory that it takes
   xnai model check                          # headers, sizes and hashes
+  xnai model bench NAME                     # tokens a second, and how many slots pay
   xnai model rm NAME                        # one that was fetched here
 """
 _COLUMNS = ("NAME", "SIZE", "QUANT", "PARAMS", "CONTEXT", "FROM", "FITS")
@@ -31,7 +32,7 @@ _USUAL_CONTEXT = 4096
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "model",
-        help="fetch, list, check and remove models",
+        help="fetch, list, check, measure and remove models",
         description=(
             "The GGUFs of this machine. `get` is the one command of xnai that uses the network by itself: it "
             "asks the hub of [models] in xnai.toml, or --hub, and nobody else."
@@ -51,6 +52,12 @@ def add(commands: Any) -> None:
     _add_plan(showing)
     checking = actions.add_parser("check", help="look whether files are whole and unchanged")
     checking.add_argument("names", metavar="MODEL", nargs="*", help="default: all that `ls` shows")
+    measuring = actions.add_parser("bench", help="measure how fast a model is here, and how many slots pay")
+    measuring.add_argument("name", metavar="MODEL")
+    measuring.add_argument(
+        "--slots", type=int, default=0, metavar="N", help="sequences at once; default: as many as pay"
+    )
+    measuring.add_argument("--threads", type=int, default=0, metavar="N", help="default: the physical cores")
     removing = actions.add_parser("rm", help="delete a model that `get` fetched")
     removing.add_argument("name", metavar="MODEL")
     removing.add_argument("--yes", action="store_true", help="do not ask")
@@ -232,6 +239,35 @@ def _check(arguments: argparse.Namespace) -> int:
     return Status.FAILURE if any(wrong.values()) else Status.DONE
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from xnai.agents.inference.errors import InferenceError
+    from xnai.agents.inference.gguf_file import read_gguf
+    from xnai.agents.inference.memory import available, fits, plan_memory
+    from xnai.deploy.models.benching import CONTEXT, MOST_SLOTS, TRIED_SLOTS, measure
+    from xnai.protocol.errors import InvalidArgument
+
+    if not (0 <= arguments.slots <= MOST_SLOTS and arguments.threads >= 0):
+        raise InvalidArgument(f"--slots is at most {MOST_SLOTS}, and no number is below 0.")
+    model = _store().one(arguments.name)
+    plan = plan_memory(read_gguf(model.path), CONTEXT, arguments.slots or TRIED_SLOTS)
+    if refusal := fits(plan, available()):
+        raise InferenceError(f"{model.name} {refusal}. Fewer --slots take less.")
+    speed = measure(model.path, slots=arguments.slots, threads=arguments.threads)
+    if arguments.json:
+        show({"name": model.name, "path": str(model.path), "speed": speed}, as_json=True)
+        return Status.DONE
+    from xnai.deploy.table import table
+
+    show(f"prompts: {speed.prefill:.0f} tokens/s", as_json=False)
+    rows = (
+        (each.sequences, round(each.tokens), round(each.tokens / each.sequences)) for each in speed.decode
+    )
+    table(rows, ("SLOTS", "TOKENS/S", "EACH"), sys.stdout)
+    if not arguments.slots:
+        show(f"{speed.slots} slots pay here", as_json=False)
+    return Status.DONE
+
+
 def _remove(arguments: argparse.Namespace) -> int:
     from xnai.deploy.units import size
     from xnai.protocol.errors import InvalidArgument
@@ -288,4 +324,4 @@ def _store() -> Store:
     return Store(default_cache(), file.parent if file else Path.cwd())
 
 
-_ACTIONS = {"get": _get, "ls": _list, "show": _show, "check": _check, "rm": _remove}
+_ACTIONS = {"get": _get, "ls": _list, "show": _show, "check": _check, "bench": _bench, "rm": _remove}

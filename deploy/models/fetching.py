@@ -81,34 +81,34 @@ class _Download:
 
     def __init__(self, hub: Hub, file: HubFile, target: Path, *, part: IO[bytes], advance: Advance) -> None:
         self._hub, self._file, self._target, self._part, self._advance = hub, file, target, part, advance
-        self._origin = self._recall()
+        self._origin, self._digest = self._recall(), hashlib.sha256()
         self.have = os.fstat(part.fileno()).st_size
         if self._origin is None or (file.size is not None and self.have > file.size):
             self._begin_anew()
 
     def run(self) -> str:
         """Everything that is missing; the SHA-256 of the whole."""
-        digest = self._hashed()
+        self._digest = self._hashed()
         for _ in range(_MOST_BREAKS):
             before = self.have
             try:
-                digest = self._go_on(digest)
+                self._go_on()
             except _BrokenOff as error:
                 if self.have <= before:
                     raise HubUnreachable(f"{error} {self._kept()}") from error
                 continue  # it goes on where it broke off
             except HubUnreachable as error:
                 raise HubUnreachable(f"{error} {self._kept()}") from error
-            sha256: str = digest.hexdigest()
+            sha256: str = self._digest.hexdigest()
             self._compare(sha256)
             return sha256
         raise HubUnreachable(f"The connection broke {_MOST_BREAKS} times. {self._kept()}")
 
-    def _go_on(self, digest: Any) -> Any:
+    def _go_on(self) -> None:
         """One request for what is missing."""
         size, headers = self._file.size, {}
         if size is not None and self.have == size:
-            return digest
+            return
         if self.have:
             headers["Range"] = f"bytes={self.have}-"
             if self._origin is not None and self._origin.etag:
@@ -117,19 +117,19 @@ class _Download:
             total = size if size is not None else _total(response)
             if response.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 if not self._continues(response):
-                    digest = self._begin_anew()
+                    self._begin_anew()
                 self._note(response)
-                self._read(response, digest, total)
-                return digest
-        if self.have == total:
-            return digest
-        return self._go_on(self._begin_anew())  # which asks for no range
+                self._read(response, total)
+                return
+        if self.have != total:
+            self._begin_anew()
+            self._go_on()  # which asks for no range now
 
-    def _read(self, response: httpx.Response, digest: Any, total: int | None) -> None:
+    def _read(self, response: httpx.Response, total: int | None) -> None:
         try:
             for piece in response.iter_raw():
                 self._part.write(piece)
-                digest.update(piece)
+                self._digest.update(piece)
                 self.have += len(piece)
                 self._advance(self.have, total)
                 if total is not None and self.have > total:
@@ -153,10 +153,9 @@ class _Download:
             return True
         return self.have == 0 and response.status_code == httpx.codes.OK
 
-    def _begin_anew(self) -> Any:
+    def _begin_anew(self) -> None:
         self._part.truncate(0)
-        self.have = 0
-        return hashlib.sha256()
+        self.have, self._digest = 0, hashlib.sha256()
 
     def _hashed(self) -> Any:
         """The hash of what is here already."""

@@ -35,6 +35,6 @@ class Progress:
             return
         self._drawn = now
         speed = (have - self._first) / max(now - self._began, 1e-9)
-        left = f", {span((total - have) / speed)} left" if total and speed else ""
+        left = f", {span(max((total - have) / speed, 1.0))} left" if total and speed else ""
         text = f"MiB {self._name}, {speed / _MIB:.1f} MiB/s{left}"
         self._bar.draw(have // _MIB, (total or have) // _MIB, text)
