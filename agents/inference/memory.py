@@ -28,7 +28,8 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a model takes, in bytes.
 
     Attributes:
-        weights: mapped from the file; the kernel may drop and read them again, which is slow.
+        weights: mapped from the file; the kernel may drop and read them again, which is slow. What llama.cpp
+            copies into another order (Q4_0, Q4_K) counts once: the pages that it came from may go.
         kv: of all sequences, together with the state of recurrent layers.
         compute: llama.cpp's buffers for one batch, and for what comes out of it.
         kv_per_token: of one sequence.
