@@ -33,6 +33,7 @@ class FakeHub:
         breaks: for each of the next downloads, after how many bytes of it the connection ends.
         lies: for some files another SHA-256 than they have.
         status: what it answers to everything instead.
+        listing: what it answers instead of a list of files.
         page: how many files a page of a list has.
         etag: what stands before the tags of all contents; another one is another content.
         ranges: whether it can send a part of a file.
@@ -48,6 +49,7 @@ class FakeHub:
     breaks: list[int] = field(default_factory=list)
     lies: dict[str, str] = field(default_factory=dict)
     status: int | None = None
+    listing: bytes | None = None
     page: int = 1000
     etag: str = ""
     ranges: bool = True
@@ -150,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _json(self, value: object, more: dict[str, str] | None = None) -> None:
-        body = json.dumps(value).encode()
+        body = json.dumps(value).encode() if self.hub.listing is None else self.hub.listing
         self.send_response(200)
         for name, text in (more or {}).items():
             self.send_header(name, text)

@@ -38,7 +38,8 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def fake(content: bytes) -> Iterator[FakeHub]:
+def fake(content: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with open_hub() as hub:
         hub.files[REPOSITORY] = {"README.md": b"# A model", FILE: content}
         yield hub
@@ -347,6 +348,25 @@ def test_a_hub_in_trouble_is_said_with_its_status(fake: FakeHub, status: int) ->
 def test_a_hub_that_is_not_there_is_named() -> None:
     with Hub("http://127.0.0.1:1") as hub, pytest.raises(HubUnreachable, match=r"127\.0\.0\.1:1 cannot"):
         hub.find(read_name(REPOSITORY))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>",
+        b"\xff\xfe",
+        b"{}",
+        b'[{"type": 1}]',
+        b'[{"type": "file", "path": "a.gguf", "lfs": {"oid": null}}]',
+        b'[{"type": ' + b"[" * 100_000,
+        b'[{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]",
+    ],
+    ids=["a page", "no text", "an object", "a number", "no hash", "no end", "deep"],
+)
+def test_an_answer_that_is_no_list_of_files_is_said_to_be_none(fake: FakeHub, answer: bytes) -> None:
+    fake.listing = answer
+    with pytest.raises(HubUnreachable, match="does not answer as a hub"):
+        find(fake, REPOSITORY)
 
 
 def test_another_server_than_a_hub_is_said_to_be_none(fake: FakeHub) -> None:

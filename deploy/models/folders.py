@@ -105,7 +105,7 @@ def _of_ollama(folder: Path) -> Iterator[Found]:
             if path.stat().st_size > _LARGEST_MANIFEST:
                 continue
             manifest = msgspec.json.decode(path.read_bytes(), type=_Manifest)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, RecursionError):
             continue
         *_, owner, model, tag = ("", "", *path.relative_to(manifests).parts)
         name = f"{model}:{tag}" if owner in ("", "library") else f"{owner}/{model}:{tag}"

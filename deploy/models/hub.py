@@ -216,7 +216,7 @@ def _decode(response: httpx.Response, kind: type[list[_T]]) -> list[_T]:
             raise HubUnreachable(f"{response.url.host} answers with more than a list of files.")
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise HubUnreachable(f"{response.url.host} does not answer as a hub of models: {error}.") from error
 
 
