@@ -11,6 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from xnai.protocol.errors import InvalidSettings
 
 Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(gt=0)]
+T = TypeVar("T")
+Table = Annotated[dict[str, T], Field(default_factory=dict)]
+"""Values by names that a person gives; none by default."""
 
 
 class AgentSettings(BaseModel):

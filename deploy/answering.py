@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from xnai.agents.inference.requests import ChatMessage, GenerateRequest, Models
+from xnai.agents.inference.requests import ChatMessage, Finish, GenerateRequest, Models
 from xnai.agents.retrieval.passages import Hit
 
 _ANSWER_TOKENS = 512
@@ -48,12 +48,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         passages: best first.
         answer: in words; None where no generation model is configured.
         cited: the numbers of the passages that it cites.
+        finish: why it ended: "stop" where the model had said all, "length" where it was cut off.
+        model: the name of the model that gave it.
     """
 
     question: str
     passages: tuple[Citation, ...]
     answer: str | None = None
     cited: tuple[int, ...] = ()
+    finish: Finish | None = None
+    model: str | None = None
 
 
 def citations(hits: Sequence[Hit]) -> tuple[Citation, ...]:

@@ -18,7 +18,7 @@ from transcript import CONSOLE, Player, blocks, steps
 from xnai.agents import Agent
 from xnai.agents.curation import sources
 from xnai.agents.inference import errors as inference
-from xnai.agents.inference.agent import InferenceSettings
+from xnai.agents.inference.agent import InferenceSettings, ModelSettings
 from xnai.agents.retrieval import errors as retrieval
 from xnai.agents.retrieval.agent import RetrievalSettings
 from xnai.deploy.cli import COMMANDS
@@ -41,6 +41,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "[limits]": LimitsTable,
     "[agents.NAME]": AgentTable,
     "[agents.inference.settings]": InferenceSettings,
+    "[agents.inference.settings.models.NAME]": ModelSettings,
     "[agents.retrieval.settings]": RetrievalSettings,
     "[keeper]": KeeperTable,
     "[models]": ModelsTable,
@@ -79,13 +80,16 @@ def test_each_key_is_described_with_its_default(title: str) -> None:
     described = {row[0].strip("`"): row[1] for row in rows(read("configuration.md"), title)}
     fields = TABLES[title].model_fields
     assert set(described) == set(fields)
+    needed = {key: "x" for key, field in fields.items() if field.is_required()}
     for key, said in described.items():
         default = fields[key].get_default(call_default_factory=True)
-        if said == "none":
+        if said == "needed":
+            assert key in needed
+        elif said == "none":
             assert default is None, key
         else:
             value = tomllib.loads(f"value = {said.strip('`')}")["value"]
-            assert getattr(TABLES[title].model_validate({key: value}), key) == default, key
+            assert getattr(TABLES[title].model_validate(needed | {key: value}), key) == default, key
 
 
 @pytest.mark.parametrize("table", WITH_VARIABLES)

@@ -1,185 +1,270 @@
-"""The inference agent: alone owns llama.cpp, and takes one request at a time.
+"""The inference agent: the local models, for everybody on the bus.
 
-Requests wait in the agent's queue at the broker, where lanes order them, rather than in this process: hence
-a concurrency of one. Whoever sets another one gets turns all the same.
+Requests are handed to the engine at once, whose queue decides who goes first: hence the concurrency, which is
+above the engine's limits, so that it can refuse what is too much instead of letting it wait here.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from array import array
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-import numpy as np
 
-from xnai.agents import Agent, Context, Reject
-from xnai.agents.inference.embedding import EmbeddingModel, open_embedding_model
-from xnai.agents.inference.errors import ModelInvalid, ModelMissing, PromptTooLong, TemplateFailed
-from xnai.agents.inference.generation import Generation, GenerationModel, open_generation_model
-from xnai.agents.inference.llama import CancelFlag
+from xnai.agents import Agent, Context, Reject, Whole
+from xnai.agents.inference.asking import LANES, begins, generate_frame, prompt_pieces, same_answer
+from xnai.agents.inference.catalogue import Catalogue
+from xnai.agents.inference.computing import Answers
+from xnai.agents.inference.engine_client import Engine, open_engine
+from xnai.agents.inference.errors import InferenceError
+from xnai.agents.inference.frames import Count, Embed, Open, Queued, Vectors
 from xnai.agents.inference.minilm import default_cache, prepare_minilm
-from xnai.agents.inference.requests import MINILM, Embeddings, GenerateRequest, Models
-from xnai.agents.settings import AgentSettings, Configuration, Positive
-from xnai.protocol import InvalidPayload
-
-NO_MODEL = (
-    "No generation model is configured. Name one in xnai.toml: "
-    '[agents.inference.settings] model = "path/to/model.gguf"'
+from xnai.agents.inference.requests import (
+    MINILM,
+    Answer,
+    CountRequest,
+    Embeddings,
+    GenerateRequest,
+    InferenceStatus,
+    Models,
 )
-_HOPELESS = (ModelMissing, ModelInvalid, TemplateFailed, PromptTooLong, InvalidPayload)
+from xnai.agents.inference.reusing import AnswerCache, MemoryStore, Store
+from xnai.agents.inference.settings import (
+    InferenceSettings,
+    ModelSettings,
+    configure,
+    open_frame,
+    setup_frame,
+)
+from xnai.agents.inference.wordpieces import LONGEST, WordPieces
+from xnai.bus.background import background_tasks
+from xnai.protocol import InvalidPayload, InvalidSettings, Unavailable
+
+__all__ = ["InferenceSettings", "ModelSettings", "agent", "configure"]
+
+_LONGEST_ANSWER = 3600.0  # seconds
 _DECIMALS = 7  # of a vector's numbers: what float32 holds of them, in half of the bytes
+_TEXTS = 256  # that are asked for in one frame
+_NOTICEABLE, _SELDOM = 1.0, 2.0  # seconds of waiting that are worth a word, and between two of them
 
-T = TypeVar("T")
-
-
-class InferenceSettings(AgentSettings):
-    """`[agents.inference.settings]`.
-
-    Attributes:
-        model: a GGUF that generates text; without one the agent only embeds.
-        context: the most tokens of a prompt and its answer together.
-        threads: of a computation; by default as many as there are physical cores.
-        embedding_model: a GGUF made for embeddings, its tokenizer beside it, in the place of the default.
-    """
-
-    model: Path | None = None
-    context: Positive = 4096
-    threads: Positive | None = None
-    embedding_model: Path | None = None
+agent = Agent(
+    "inference", description="The local models: text and embeddings", version="0.2.0", concurrency=512
+)
 
 
-agent = Agent("inference", description="The local model: embeddings and text", version="0.1.0", concurrency=1)
-configure = Configuration("inference", InferenceSettings)
+class Service:
+    """What the skills share."""
 
+    def __init__(
+        self,
+        engine: Engine,
+        catalogue: Catalogue,
+        pieces: WordPieces,
+        answers: Answers,
+        *,
+        weights: dict[str, float],
+    ) -> None:
+        self.engine, self.catalogue, self.pieces, self.answers = engine, catalogue, pieces, answers
+        self.answered = self.refused = 0
+        self._weights = weights
+        self._busy, self._looked = 0.0, time.monotonic()
 
-class Engine:
-    """The open models, and a thread that computes with them.
+    def weight(self, sender: str) -> float:
+        return self._weights.get(sender, 1.0)
 
-    Attributes:
-        turn: held by the request that computes, from its first token to its last.
-    """
+    def load(self, busy: float) -> float:
+        """The share of the time since the last look in which the engine computed."""
+        now = time.monotonic()
+        share = (busy - self._busy) / max(now - self._looked, 1e-3)
+        self._busy, self._looked = busy, now
+        return min(1.0, max(0.0, share))
 
-    def __init__(self, models: Models, embedding: EmbeddingModel, generation: GenerationModel | None) -> None:
-        self.models, self.embedding, self.generation = models, embedding, generation
-        self.turn = anyio.Semaphore(1)
-        self._threads = anyio.CapacityLimiter(1)
-
-    async def compute(self, function: Callable[[], T], flag: CancelFlag) -> T:
-        """What the function returns, in a thread. Canceled, it sets the flag and waits for the thread's end.
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count a request, and reject what can never succeed.
 
         Raises:
-            Reject: the request can never succeed.
+            Reject: it can not, or not now.
         """
-        ended = anyio.Event()
-        result: T | Exception
-
-        async def work() -> None:
-            nonlocal result
-            try:
-                result = await anyio.to_thread.run_sync(function, limiter=self._threads)
-            except Exception as error:  # raised again below, where it does not become an ExceptionGroup
-                result = error
-            finally:
-                ended.set()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(work)
-            try:
-                await ended.wait()
-            except anyio.get_cancelled_exc_class():
-                flag.set()
+        try:
+            yield
+        except Reject:
+            self.refused += 1
+            raise
+        except (InferenceError, InvalidPayload) as error:
+            if type(error) is InferenceError:  # trying again may help
                 raise
-        if isinstance(result, _HOPELESS):
-            raise Reject(str(result)) from result
-        if isinstance(result, Exception):
-            raise result
-        return result
+            self.refused += 1
+            raise Reject(str(error), code=error.code) from error
+        self.answered += 1
 
 
 @agent.lifespan
-async def hold_models() -> AsyncIterator[Engine]:
-    """Both models are opened before the first task; a missing or damaged file is an error of the start."""
-    with ExitStack() as stack:
-        yield await anyio.to_thread.run_sync(stack.enter_context, _open_models(configure.settings))
+async def hold_models() -> AsyncIterator[Service]:
+    """The first models are opened before the first task: a damaged file is an error of the start."""
+    settings = configure.settings
+    embedding = await anyio.to_thread.run_sync(_embedding_frame, settings)
+    pieces = await anyio.to_thread.run_sync(WordPieces, Path(embedding.path))
+    texts = {name: open_frame(name, model) for name, model in settings.all_models().items()}
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(open_engine(setup_frame(settings)))
+        tasks = await stack.enter_async_context(background_tasks())
+        store = await stack.enter_async_context(_open_store(settings))
+        catalogue = Catalogue(engine, embedding, texts, settings.memory)
+        for model in filter(None, (catalogue.embedding, catalogue.default)):
+            await catalogue.open(model)
+        answers = Answers(engine, AnswerCache(store) if store else None, tasks)
+        yield Service(engine, catalogue, pieces, answers, weights=settings.weights)
 
 
-@contextmanager
-def _open_models(settings: InferenceSettings) -> Iterator[Engine]:
+def _embedding_frame(settings: InferenceSettings) -> Open:
     if settings.embedding_model is None:
         name, path = MINILM, prepare_minilm(default_cache())
     else:
         path = configure.path(settings.embedding_model)
         name = path.stem
-    with ExitStack() as stack:
-        embedding = stack.enter_context(open_embedding_model(path, threads=settings.threads))
-        generation = None
-        if settings.model is not None:
-            opening = open_generation_model(
-                configure.path(settings.model), context=settings.context, threads=settings.threads
+    return Open(name, str(path), embeds=True, context=LONGEST)
+
+
+@asynccontextmanager
+async def _open_store(settings: InferenceSettings) -> AsyncIterator[Store | None]:
+    """Where answers are remembered, if they are."""
+    size = settings.cache_size << 20
+    if not settings.cache:
+        yield None
+    elif settings.redis is None:
+        yield MemoryStore(ttl=settings.cache, size=size)
+    else:
+        from xnai.agents.inference.redis_store import open_redis_store  # an extra that few install
+
+        async with AsyncExitStack() as stack:
+            try:
+                opening = open_redis_store(settings.redis, ttl=settings.cache, size=size)
+                store = await stack.enter_async_context(opening)
+            except ValueError as error:
+                raise InvalidSettings(f"[agents.inference.settings] redis: {error}.") from error
+            yield store
+
+
+class Notices:
+    """Tells whoever follows a request how long it waits, if that is worth a word, and not too often."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._began, self._told = time.monotonic(), 0.0
+
+    async def __call__(self, queued: Queued) -> None:
+        now = time.monotonic()
+        if now - self._told < _SELDOM or max(queued.start, now - self._began) < _NOTICEABLE:
+            return
+        self._told = now
+        with suppress(Unavailable):  # only a view
+            await self._ctx.progress(
+                f"waiting at position {queued.position + 1}, to start in about {queued.start:.0f} s"
             )
-            generation = stack.enter_context(opening)
-        models = Models(
-            embedding=name,
-            dimensions=embedding.dimensions,
-            generation=settings.model.stem if settings.model else None,
-            context=generation.context if generation else 0,
-        )
-        yield Engine(models, embedding, generation)
 
 
-@agent.skill(tags=["model"])
-async def models(ctx: Context) -> Models:
-    """Which models are open here."""
-    engine: Engine = ctx.state
-    return engine.models
+@agent.skill(tags=["model"], cap=_LONGEST_ANSWER)
+async def generate(request: GenerateRequest, ctx: Context) -> AsyncIterator[str | Whole[Answer]]:
+    """Text by a model, as it is computed, and at last all that is to be said of it."""
+    service: Service = ctx.state
+    task = ctx.task
+    with service.counting():
+        model = await service.catalogue.text(request.model)
+        frame = generate_frame(request, model, task, weight=service.weight(task.sender), left=ctx.time_left)
+        key = same_answer(request, frame, model)
+        async with aclosing(service.answers.stream(frame, model, key, Notices(ctx))) as parts:
+            async for part in parts:
+                yield part if isinstance(part, str) else Whole(part)
 
 
 @agent.skill(tags=["model"])
 async def embed(texts: list[str], ctx: Context) -> Embeddings:
     """A vector for each text, by the embedding model. Only the first 256 word pieces of a text count."""
-    engine: Engine = ctx.state
-    flag = CancelFlag()
-    async with engine.turn:
-        vectors = await engine.compute(lambda: engine.embedding.embed(texts, cancel=flag), flag)
-    rounded: list[list[float]] = np.round(vectors.astype(np.float64), _DECIMALS).tolist()
-    return Embeddings(model=engine.models.embedding, vectors=rounded)
+    service: Service = ctx.state
+    task, model = ctx.task, service.catalogue.embedding
+    vectors: list[list[float]] = []
+    with service.counting():
+        await service.catalogue.open(model)
+        for at in range(0, len(texts), _TEXTS):
+            frame = Embed(
+                0,
+                model.name,
+                await service.pieces.of(texts[at : at + _TEXTS]),
+                sender=task.sender,
+                lane=LANES[task.lane],
+                weight=service.weight(task.sender),
+                deadline=ctx.time_left,
+            )
+            vectors += _numbers(await service.engine.embed(frame))
+    return Embeddings(model=model.name, vectors=vectors)
+
+
+def _numbers(said: Vectors) -> list[list[float]]:
+    numbers = array("f", said.data)
+    rounded = [round(number, _DECIMALS) for number in numbers]
+    return [rounded[at : at + said.dimensions] for at in range(0, len(rounded), said.dimensions)]
 
 
 @agent.skill(tags=["model"])
-async def generate(request: GenerateRequest, ctx: Context) -> AsyncIterator[str]:
-    """Text by the generation model, as it is computed."""
-    engine: Engine = ctx.state
-    model, flag = engine.generation, CancelFlag()
-    if model is None:
-        raise Reject(NO_MODEL)
-    if (request.prompt is None) == (not request.messages):
-        raise Reject("Give either a prompt or messages.")
-    # A later attempt has to say the same again, or whoever reads the stream could not go on with it.
-    seed = request.seed if request.seed is not None else _seed(ctx.task.id)
-
-    def begin() -> Generation:
-        return model.generate(
-            request.prompt if request.prompt is not None else request.messages,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=seed,
-            stop=request.stop,
-            cancel=flag,
-        )
-
-    async with engine.turn:
-        answer = await engine.compute(begin, flag)
-        try:
-            while piece := await engine.compute(lambda: next(answer, ""), flag):
-                yield piece
-        finally:
-            answer.close()
+async def tokenize(request: CountRequest, ctx: Context) -> list[int]:
+    """The tokens that a text, or a conversation, is for a model."""
+    service: Service = ctx.state
+    with service.counting():
+        model = await service.catalogue.text(request.model)
+        pieces = prompt_pieces(request.text, request.messages, model)
+        found = await service.engine.count(Count(0, model.name, pieces, begins(pieces, model)))
+    return list(array("i", found.data))
 
 
-def _seed(id: str) -> int:
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:3])
+@agent.skill(tags=["model"])
+async def count(request: CountRequest, ctx: Context) -> int:
+    """How many tokens that are."""
+    return len(await tokenize(request, ctx))
+
+
+@agent.skill(tags=["model"])
+async def models(ctx: Context) -> Models:
+    """Which models there are, and which are open."""
+    catalogue: Catalogue = ctx.state.catalogue
+    default, embedding = catalogue.default, catalogue.embedding
+    return Models(
+        embedding=embedding.name,
+        dimensions=embedding.opened.dimensions if embedding.opened else 0,
+        generation=default.name if default else None,
+        context=default.opened.context if default and default.opened else 0,
+        models=catalogue.facts(),
+    )
+
+
+@agent.skill(tags=["model"])
+async def status(ctx: Context) -> InferenceStatus:
+    """How things stand: who computes, who waits, how fast it goes."""
+    service: Service = ctx.state
+    said = await service.engine.status()
+    return InferenceStatus(
+        running=said.running,
+        waiting=said.waiting,
+        paused=said.paused,
+        waiting_tokens=said.waiting_tokens,
+        slots=said.slots,
+        threads=said.threads,
+        prefill=said.prefill,
+        decode=said.decode,
+        answered=service.answered,
+        refused=service.refused,
+        generated=said.generated,
+        prompts=said.prompts,
+        prompt_hits=said.hits,
+        prompt_tokens=said.prompt_tokens,
+        hit_tokens=said.hit_tokens,
+        shared=service.answers.shared,
+        reused=service.answers.reused,
+        memory=said.memory,
+        restarts=service.engine.restarts,
+        load=service.load(said.busy),
+    )

@@ -45,7 +45,7 @@ from xnai.protocol.errors import Reject, XnaiError
 
 log = logging.getLogger(__name__)
 A = TypeVar("A", Vectors, Counted, Status)
-Answer = Queued | Text | Done
+Said = Queued | Text | Done
 _LOADING = 600.0  # seconds of silence that are borne while a model is loaded
 _QUICK = 10.0  # seconds: an engine that lives no longer has died quickly
 _QUICK_DEATHS = 6  # in a row, and it is given up
@@ -79,7 +79,7 @@ class _Request:
         self.began = self.sent_at = time.monotonic()
         self.first = self.last = 0.0
         self._ends = None if deadline is None else self.began + deadline
-        self.said: list[int] = []
+        self.said: list[int] = list(getattr(frame, "said", ()))
         self.sent = self.waiting = self.ended = False
         self.deaths = 0
         self._tell, self.answers = anyio.create_memory_object_stream[FromEngine](math.inf)
@@ -202,7 +202,7 @@ class Engine:
             raise _refusal(opening.refused)
         return self.opened[frame.name]
 
-    async def generate(self, frame: Generate) -> AsyncGenerator[Answer, None]:
+    async def generate(self, frame: Generate) -> AsyncGenerator[Said, None]:
         """What the engine says about an answer, with Done at last. Whoever leaves before drops it.
 
         The frame's id is replaced. Raises Reject if it is refused, InferenceError if it failed.

@@ -4,6 +4,8 @@
     ├── EngineLost                        engine_lost       it died too often; the agent's process ends
     ├── RequestPoisoned                   poison            the engine died twice while it computed this
     ├── ModelMissing (FileNotFoundError)  model_missing     no file there; the sentence says what to run
+    ├── UnknownModel (LookupError)        unknown_model     no model of that name is in the settings
+    ├── MemoryShort                       memory_short      a model does not fit into what is free
     ├── ModelInvalid (ValueError)         model_invalid     a file that is not the model it should be
     ├── FetchFailed                       fetch_failed      a download that a person asked for failed
     ├── TemplateFailed (ValueError)       template_failed   no chat template, or it refuses these messages
@@ -40,6 +42,18 @@ class ModelMissing(InferenceError, FileNotFoundError):
     """There is no model file where one should be. The sentence says what to run or set."""
 
     code = "model_missing"
+
+
+class UnknownModel(InferenceError, LookupError):
+    """No model of this name is in the settings. The sentence says which are."""
+
+    code = "unknown_model"
+
+
+class MemoryShort(InferenceError):
+    """A model needs more memory than there is. The sentence shows the arithmetic; nothing was opened."""
+
+    code = "memory_short"
 
 
 class ModelInvalid(InferenceError, ValueError):

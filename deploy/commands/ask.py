@@ -10,13 +10,15 @@ from xnai.deploy.output import say, show
 from xnai.deploy.statuses import Status
 
 if TYPE_CHECKING:
+    from xnai.agents.inference import requests as inference
     from xnai.agents.retrieval.passages import Hit
     from xnai.bus import Bus
     from xnai.bus.sending import Order
-    from xnai.deploy.answering import Citation
+    from xnai.deploy.answering import Answer, Citation
 
 _PATIENCE = 120.0  # seconds that the model may be busy with others
 _LONGEST_ANSWER = 900.0  # seconds
+_IN_TIME = "The answer was cut off: it took longer than a quarter of an hour."
 _EXAMPLES = """\
 examples:
   xnai ask "How are conflicting updates resolved?"
@@ -48,6 +50,8 @@ def _limit(text: str) -> int:
 
 
 async def run(arguments: argparse.Namespace) -> int:
+    import msgspec
+
     from xnai.bus import open_bus
     from xnai.deploy.answering import Answer, citations, cited
     from xnai.deploy.waiting import until_interrupted
@@ -59,21 +63,22 @@ async def run(arguments: argparse.Namespace) -> int:
         if not as_json:
             show_passages(passages)
         order = await _order(bus, arguments.question, passages)
-        pieces: list[str] = []
+        said: list[inference.Answer] = []
         if order is not None:
             status = await until_interrupted(
-                bus, order.id, lambda: _answer(bus, order, pieces, aloud=not as_json)
+                bus, order.id, lambda: _answer(bus, order, said, aloud=not as_json)
             )
             if status != Status.DONE:
                 return status
-    answer = "".join(pieces) if order is not None else None
-    numbers = cited(answer or "")
-    if as_json:
-        show(
-            Answer(question=arguments.question, passages=passages, answer=answer, cited=numbers), as_json=True
+    answer = Answer(question=arguments.question, passages=passages)
+    for one in said:
+        answer = msgspec.structs.replace(
+            answer, answer=one.text, cited=cited(one.text), finish=one.finish, model=one.model
         )
-    elif answer is not None:
-        _warn(numbers, len(passages))
+    if as_json:
+        show(answer, as_json=True)
+    elif answer.answer is not None:
+        _warn(answer)
     elif passages:
         say("There is no answer in words: [agents.inference.settings] of xnai.toml names no model.")
     return Status.DONE
@@ -113,20 +118,26 @@ async def _order(bus: Bus, question: str, passages: Sequence[Citation]) -> Order
     return make_order("inference.generate", request, lane="normal", ttl=_LONGEST_ANSWER)
 
 
-async def _answer(bus: Bus, order: Order, pieces: list[str], *, aloud: bool) -> int:
-    """Collect the answer, and print it as it comes."""
-    async for piece in bus.run_stream(order, str):
-        pieces.append(piece)
-        if aloud:
+async def _answer(bus: Bus, order: Order, said: list[inference.Answer], *, aloud: bool) -> int:
+    """Print the answer as it comes, and keep what it was in the end."""
+    from xnai.agents.inference.requests import Answer
+
+    async for piece in bus.run_stream(order, str | Answer):
+        if isinstance(piece, Answer):
+            said.append(piece)
+        elif aloud:
             print(piece, end="", flush=True)
     if aloud:
         show("", as_json=False)
     return Status.DONE
 
 
-def _warn(numbers: Sequence[int], count: int) -> None:
-    """Say where an answer leaves what it was given."""
-    if not numbers:
+def _warn(answer: Answer) -> None:
+    """Say where an answer leaves what it was given, and where it is not whole."""
+    if answer.finish in ("length", "deadline"):
+        say("The answer was cut off at its greatest length." if answer.finish == "length" else _IN_TIME)
+    count = len(answer.passages)
+    if not answer.cited:
         say("This answer cites no passage: compare it with them.")
-    elif wrong := [f"[{number}]" for number in numbers if not 1 <= number <= count]:
+    elif wrong := [f"[{number}]" for number in answer.cited if not 1 <= number <= count]:
         say(f"There is no passage {', '.join(wrong)}: compare the answer with those above.")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xnai.agents.inference.errors import InferenceError, ModelInvalid
-from xnai.agents.inference.gguf_file import check_gguf
+from xnai.agents.inference.gguf_file import read_gguf
 
 Tokens = NDArray[np.int32]
 
@@ -149,7 +149,7 @@ class Weights:
         generates: whether it continues text; those that only embed do not.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, causal: bool) -> None:
         self.pointer = model
         self.vocabulary = Vocabulary(model)
         self.learned = int(lib.llama_model_n_ctx_train(model))
@@ -158,7 +158,7 @@ class Weights:
         heads, kv_heads = lib.llama_model_n_head(model), lib.llama_model_n_head_kv(model)
         layers = int(lib.llama_model_n_layer(model))
         self.kv_bytes = 2 * 2 * layers * self.dimensions * max(kv_heads, 1) // max(heads, 1)
-        self.generates = bool(lib.llama_model_has_decoder(model)) and not lib.llama_model_has_encoder(model)
+        self.generates = causal and not lib.llama_model_has_encoder(model)
 
 
 @contextmanager
@@ -167,13 +167,13 @@ def open_weights(path: Path) -> Iterator[Weights]:
 
     Raises ModelMissing and ModelInvalid.
     """
-    check_gguf(path)
+    info = read_gguf(path)
     _complaints.clear()
     model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
     if not model:
         raise ModelInvalid(f"llama.cpp cannot load {path}{_complaint()}")
     try:
-        yield Weights(model)
+        yield Weights(model, causal=info.causal)
     finally:
         lib.llama_model_free(model)
 
