@@ -5,6 +5,7 @@
     ├── RequestPoisoned                   poison            the engine died twice while it computed this
     ├── ModelMissing (FileNotFoundError)  model_missing     no file there; the sentence says what to run
     ├── ModelInvalid (ValueError)         model_invalid     a file that is not the model it should be
+    ├── ModelTooLarge                     model_too_large   it does not fit into memory; with the arithmetic
     ├── FetchFailed                       fetch_failed      a download that a person asked for failed
     ├── TemplateFailed (ValueError)       template_failed   no chat template, or it refuses these messages
     ├── RuleInvalid (ValueError)          rule_invalid      a schema, regex or grammar that cannot be kept
@@ -46,6 +47,12 @@ class ModelInvalid(InferenceError, ValueError):
     """A file is damaged, is another one than it should be, or cannot do what is asked of it."""
 
     code = "model_invalid"
+
+
+class ModelTooLarge(InferenceError):
+    """A model does not fit into memory. Nothing was loaded; the sentence has the arithmetic."""
+
+    code = "model_too_large"
 
 
 class FetchFailed(InferenceError):
