@@ -29,6 +29,7 @@ from xnai.agents.inference.frames import (
     Status,
     Text,
     ToEngine,
+    Unloaded,
     Vectors,
     encode_frame,
 )
@@ -61,8 +62,8 @@ class EngineProcess:
 
     def open(self, path: Path, *, name: str = MODEL, **options: Any) -> Opened | Refused:
         self.send(Open(name, str(path), **options))
-        found = self.receive()
-        assert isinstance(found, Opened | Refused)
+        while not isinstance(found := self.receive(), Opened | Refused):
+            assert isinstance(found, Unloaded)
         return found
 
     def begin(self, prompt: str, tokens: int = 16, *, model: str = MODEL, **options: Any) -> int:

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from xnai.agents.inference.engine.llama import Batch, Context, open_context, open_weights
+from xnai.agents.inference.engine.batches import Batch
+from xnai.agents.inference.engine.llama import Context, open_context, open_weights
 from xnai.agents.inference.engine.radix import Tokens
 from xnai.agents.inference.engine.saved import SavedStates
 from xnai.agents.inference.engine.sequences import Sequences

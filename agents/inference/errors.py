@@ -7,6 +7,7 @@
     ├── UnknownModel (LookupError)        unknown_model     no model of that name is in the settings
     ├── MemoryShort                       memory_short      a model does not fit into what is free
     ├── ModelInvalid (ValueError)         model_invalid     a file that is not the model it should be
+    ├── ModelTooLarge                     model_too_large   it does not fit into memory; with the arithmetic
     ├── FetchFailed                       fetch_failed      a download that a person asked for failed
     ├── TemplateFailed (ValueError)       template_failed   no chat template, or it refuses these messages
     ├── RuleInvalid (ValueError)          rule_invalid      a schema, regex or grammar that cannot be kept
@@ -60,6 +61,12 @@ class ModelInvalid(InferenceError, ValueError):
     """A file is damaged, is another one than it should be, or cannot do what is asked of it."""
 
     code = "model_invalid"
+
+
+class ModelTooLarge(InferenceError):
+    """A model does not fit into memory. Nothing was loaded; the sentence has the arithmetic."""
+
+    code = "model_too_large"
 
 
 class FetchFailed(InferenceError):

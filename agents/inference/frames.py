@@ -63,6 +63,9 @@ class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
         folder: where what was measured, and states of sequences, are remembered; "" for nowhere.
         saved_memory, saved_disk: bytes for what evicted sequences held, restored where that is cheaper than
             computing it again.
+        memory: bytes that all loaded models may take together; 0 for what is available, less a reserve.
+        patience: seconds for which requests of a model that is not loaded and has no room wait for those of
+            the others, before these yield.
     """
 
     threads: int = 0
@@ -76,10 +79,14 @@ class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
     folder: str = ""
     saved_memory: int = 0
     saved_disk: int = 0
+    memory: int = 0
+    patience: float = 10.0
 
 
 class Open(Frame, frozen=True, array_like=True, tag=True, gc=False):
     """Have this model open. Answered by Opened or Refused with the id 0 and the model's name.
+
+    One for which there is no room beside the others is loaded when it is asked for, like one that is `later`.
 
     Attributes:
         name: by which requests ask for it.
@@ -88,6 +95,7 @@ class Open(Frame, frozen=True, array_like=True, tag=True, gc=False):
         slots: sequences that compute at the same time; 0 measures how many pay.
         kept: further sequences that hold prefixes for later requests.
         fast: flash attention and large chunks; without, an answer hardly depends on who else is answered.
+        later: it is not loaded before a request asks for it.
     """
 
     name: str
@@ -97,6 +105,7 @@ class Open(Frame, frozen=True, array_like=True, tag=True, gc=False):
     slots: int = 0
     kept: int = 4
     fast: bool = False
+    later: bool = False
 
 
 class Generate(Frame, frozen=True, array_like=True, tag=True, gc=False):
@@ -172,15 +181,18 @@ class Ask(Frame, frozen=True, array_like=True, tag=True, gc=False):
 
 
 class Opened(Frame, frozen=True, array_like=True, tag=True, gc=False):
-    """A model is open.
+    """A model is open; said again each time that it is loaded.
 
     Attributes:
-        slots: sequences that compute at the same time.
+        slots: sequences that compute at the same time; 0 for not known before it is loaded.
         template: its chat template, "" if it has none.
         control_words: what is spelled like text in a prompt and means something else.
         begin_word, end_word: the tokens that begin and end a text, "" if there are none.
-        memory: bytes of weights, of the KV cache, and of llama.cpp's own buffers.
+        memory: bytes of weights, of the KV cache, and of llama.cpp's own buffers, as planned until it is
+            loaded.
         prefill, decode: tokens a second, measured when it was opened; 0 before.
+        loaded: it is in memory; otherwise a request that asks for it waits until it is.
+        kept: further sequences that hold prefixes, fewer than asked for where memory is short.
     """
 
     name: str
@@ -194,6 +206,25 @@ class Opened(Frame, frozen=True, array_like=True, tag=True, gc=False):
     memory: tuple[int, int, int] = (0, 0, 0)
     prefill: float = 0.0
     decode: float = 0.0
+    loaded: bool = True
+    kept: int = 0
+
+
+class Loading(Frame, frozen=True, array_like=True, tag=True, gc=False):
+    """An open model that is not in memory is read, for a request: Opened or Unloaded follows.
+
+    Nothing else is computed meanwhile. An engine that ends before then ended because of this file.
+    """
+
+    name: str
+    id: int = 0
+
+
+class Unloaded(Frame, frozen=True, array_like=True, tag=True, gc=False):
+    """A model is not in memory now. It stays open: it is loaded when it is asked for."""
+
+    name: str
+    id: int = 0
 
 
 class Queued(Frame, frozen=True, array_like=True, tag=True, gc=False):
@@ -288,6 +319,10 @@ class Status(Frame, frozen=True, array_like=True, tag=True, gc=False):
         prefill, decode: tokens a second, measured lately; 0 for not yet.
         threads, slots: in use now, which a busy machine lowers.
         memory: bytes that the process holds.
+        loaded: the models that are in memory.
+        others: cores that other processes keep busy.
+        pace: speed relative to the quiet machine; 0 for not known.
+        short: how much is given back because memory is short, 0 for nothing to 5.
     """
 
     id: int
@@ -309,10 +344,14 @@ class Status(Frame, frozen=True, array_like=True, tag=True, gc=False):
     threads: int = 0
     slots: int = 0
     memory: int = 0
+    loaded: tuple[str, ...] = ()
+    others: float = 0.0
+    pace: float = 0.0
+    short: int = 0
 
 
 ToEngine = Setup | Open | Generate | Embed | Count | Drop | Ask
-FromEngine = Opened | Queued | Text | Done | Refused | Vectors | Counted | Status
+FromEngine = Opened | Loading | Unloaded | Queued | Text | Done | Refused | Vectors | Counted | Status
 
 _encoder = msgspec.msgpack.Encoder()
 

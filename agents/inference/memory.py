@@ -119,22 +119,35 @@ def _doubt(info: GgufInfo) -> str | None:
     return None
 
 
+def most_sequences(info: GgufInfo, context: int, most: int, room: int, *, flash: bool = False) -> int:
+    """How many sequences of `context` tokens, at most `most`, fit with the model into so many bytes."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if plan_memory(info, context, middle, flash=flash).total <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 # What there is
 
 
-def available(root: Path = Path("/")) -> int:
+def available(root: Path = Path("/"), *, mapped: int = 0) -> int:
     """Bytes of memory that this process may still take, without swapping.
 
     What /proc/meminfo says, and no more than what the memory limits of its cgroup and of those above it (v1
-    and v2) leave; what they hold of files that nobody has used lately counts as free. Where there is no
-    /proc, the memory of the machine. `root` is where proc and sys are found.
+    and v2) leave; what they hold of files that nobody has used lately counts as free, except for `mapped`
+    bytes of weights that are in use. Where there is no /proc, the memory of the machine. `root` is where proc
+    and sys are found.
     """
     said = re.search(r"^MemAvailable: +(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
     free = int(said[1]) << 10 if said else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(0, min([free, *_left_by_groups(root)]))
+    return max(0, min([free - mapped, *_left_by_groups(root, mapped)]))
 
 
-def _left_by_groups(root: Path) -> Iterator[int]:
+def _left_by_groups(root: Path, mapped: int) -> Iterator[int]:
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if not controllers:
@@ -150,7 +163,8 @@ def _left_by_groups(root: Path) -> Iterator[int]:
             limit, used = _text(folder / names[0]), _text(folder / names[1])
             if limit.isdecimal() and used.isdecimal():  # "max" is no limit
                 files = re.search(rf"^{names[2]} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
-                yield int(limit) - int(used) + (int(files[1]) if files else 0)
+                # Mapped weights count as used already once the kernel has found them in use.
+                yield int(limit) - int(used) + max(0, int(files[1]) - mapped if files else 0)
             if folder == top:
                 break
 

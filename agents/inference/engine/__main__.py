@@ -16,7 +16,8 @@ import time
 import msgspec
 
 from xnai.agents.inference.engine.generating import TextModel
-from xnai.agents.inference.engine.loop import Arrival, Engine
+from xnai.agents.inference.engine.loop import Engine
+from xnai.agents.inference.engine.models import Arrival
 from xnai.agents.inference.errors import InferenceError, ModelMissing
 from xnai.agents.inference.frames import (
     Count,
@@ -78,14 +79,14 @@ def read(port: Port, engine: Engine) -> None:
 
 def _hand_over(frame: ToEngine, at: float, port: Port, engine: Engine) -> None:
     if isinstance(frame, Count):
-        with engine.loader.reading:
-            tokens = engine.loader.get(frame.model).vocabulary.tokenize(frame.pieces, begin=frame.begin)
+        with engine.models.vocabulary(frame.model) as vocabulary:
+            tokens = vocabulary.tokenize(frame.pieces, begin=frame.begin)
         return port.send([Counted(frame.id, tokens.tobytes())])
     prepared = None
     if isinstance(frame, Generate):
-        with engine.loader.reading:
+        with engine.models.reading:
             try:
-                loaded = engine.loader.get(frame.model)
+                loaded = engine.models.get(frame.model)
             except ModelMissing:
                 loaded = None  # it may come: the loop knows
             if loaded and isinstance(loaded.model, TextModel):

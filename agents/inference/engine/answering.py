@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xnai.agents.inference.engine.batches import Tokens
 from xnai.agents.inference.engine.jobs import Job
-from xnai.agents.inference.engine.llama import Tokens, Vocabulary
+from xnai.agents.inference.engine.llama import Vocabulary
 from xnai.agents.inference.engine.text import TextStream
 from xnai.agents.inference.frames import Done, Generate, Refused, Text
 from xnai.agents.inference.requests import Finish, TokenLogprob
@@ -68,6 +69,11 @@ class Answering:
     def room(self) -> int:
         """How many tokens may follow."""
         return self._limit - self._made
+
+    @property
+    def begun(self) -> bool:
+        """Whether something of it was computed."""
+        return bool(self._started)
 
     def begin(self, sequence: int, kept: int, now: float) -> None:
         """It is computed from here on in this sequence, which holds so many of its tokens."""

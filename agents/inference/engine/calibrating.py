@@ -8,18 +8,21 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from xnai.agents.inference.engine.llama import Batch, Context, Weights, open_context
+from xnai.agents.inference.engine.batches import Batch
+from xnai.agents.inference.engine.llama import Context, Weights, open_context
+from xnai.agents.inference.engine.machine import Neighbours, cpus
 from xnai.agents.inference.engine.speeds import Figures, Speeds
 
 MOST = 16  # sequences that are tried
 _PAYS = 1.1  # twice the sequences pay if together they are faster by so much
 _USUAL = 4  # where the machine is too busy to tell
-_LENGTH, _PROMPTS, _TIMES = 256, (32, 128), 3
-_CALM = 0.8  # of the time all threads computed
+LENGTH, _PROMPTS, _TIMES = 256, (32, 128), 3
+_CALM = 0.15  # of the cores are busy with something else, at most
 _LONGEST = 5.0  # seconds after which no larger number is tried
 
 
@@ -35,20 +38,30 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     calm: bool = True
 
 
-def figures_of(path: Path, weights: Weights, *, threads: int, fast: bool, folder: Path | None) -> Measured:
-    """The figures of this file with so many threads on this machine: from the folder, or measured now.
+class Way(NamedTuple):
+    """How a model computes: the threads, and whether with flash attention."""
 
-    What was measured on a busy machine is not remembered: it is measured again the next time.
+    threads: int
+    fast: bool
+
+
+def figures_of(path: Path, weights: Weights, way: Way, *, folder: Path | None, most: int = MOST) -> Measured:
+    """The figures of this file on this machine: from the folder, or measured with at most so many sequences.
+
+    What was measured on a busy machine is not remembered: it is measured again the next time. With `most` 0
+    nothing is measured.
     """
-    place = folder / f"{_key(path, threads=threads, fast=fast)}.json" if folder else None
+    place = folder / f"{_key(path, way)}.json" if folder else None
     if place:
         try:
             return msgspec.json.decode(place.read_bytes(), type=Measured)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.MsgspecError):
             pass
-    with open_context(weights, context=_LENGTH, sequences=MOST, threads=threads, fast=fast) as context:
-        measured = measure(context, threads=threads)
-    if place and measured.calm:
+    if not most:
+        return Measured(slots=_USUAL, speeds=Figures(), calm=False)
+    with open_context(weights, context=LENGTH, sequences=most, threads=way.threads, fast=way.fast) as context:
+        measured = measure(context)
+    if place and measured.calm and most == MOST:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             half = place.with_suffix(f".{os.getpid()}")
@@ -59,12 +72,12 @@ def figures_of(path: Path, weights: Weights, *, threads: int, fast: bool, folder
     return measured
 
 
-def measure(context: Context, *, threads: int) -> Measured:
+def measure(context: Context) -> Measured:
     """Computes prompts, and steps of 1, 2, 4, … sequences as long as more of them pay."""
     batch = Batch(512)
     random = np.random.default_rng(0)
     speeds = Speeds()
-    started, spent = time.monotonic(), time.process_time()
+    started, others = time.monotonic(), Neighbours()
 
     def timed(lengths: Sequence[int]) -> float:
         """Seconds of a batch with a sequence of each length: the least of some, since others disturb it."""
@@ -84,7 +97,8 @@ def measure(context: Context, *, threads: int) -> Measured:
             break
         best, slots = count / took, count
         count *= 2
-    calm = time.process_time() - spent > _CALM * threads * (time.monotonic() - started)
+    # The time that this process computed would not tell: short waits at barriers are spent asleep.
+    calm = others.cores() <= _CALM * cpus()
     return Measured(slots=slots if calm else max(slots, _USUAL), speeds=speeds.figures, calm=calm)
 
 
@@ -98,15 +112,14 @@ def _computed(context: Context, batch: Batch) -> float:
     return time.monotonic() - started
 
 
-def _key(path: Path, *, threads: int, fast: bool) -> str:
+def _key(path: Path, way: Way) -> str:
     """Another one for another file, machine, number of threads or way to compute."""
     found = path.stat()
     words = (
         str(path.resolve()),
         found.st_size,
         found.st_mtime_ns,
-        threads,
-        fast,
+        *way,
         platform.machine(),
         _processor(),
     )

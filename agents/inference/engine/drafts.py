@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xnai.agents.inference.engine.llama import Tokens
+from xnai.agents.inference.engine.batches import Tokens
 
 WIDEST = 8  # guessed tokens in a batch
 _GRAM = 3  # tokens that have to be the same

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from xnai.agents.inference.engine.batches import Batch
 from xnai.agents.inference.engine.jobs import Job, Ledger
-from xnai.agents.inference.engine.llama import Batch, Context
+from xnai.agents.inference.engine.llama import Context
 from xnai.agents.inference.frames import Done, Embed, Frame, Vectors
 
 TEXTS, TOKENS = 8, 512  # in one batch: every token is compared with all others of it, so more is slower

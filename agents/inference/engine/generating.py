@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from xnai.agents.inference.engine.admission import Refusal, admit, positions
 from xnai.agents.inference.engine.answering import NOWHERE, Answering
+from xnai.agents.inference.engine.batches import Batch, Tokens
 from xnai.agents.inference.engine.drafts import Costs, Drafts
 from xnai.agents.inference.engine.jobs import Job, Jobs, Ledger, Limits, Phase
-from xnai.agents.inference.engine.llama import Batch, Context, Tokens
+from xnai.agents.inference.engine.llama import Context
 from xnai.agents.inference.engine.rules import Matcher
 from xnai.agents.inference.engine.sampling import logprob_of, sampler_of
 from xnai.agents.inference.engine.scheduling import Plan, plan
@@ -44,6 +45,8 @@ class TextModel:
     Attributes:
         computing: the ids of the requests whose prompts are in the batch that is computed now. Read by the
             thread that reads.
+        usual: what steps cost on the quiet machine.
+        expected, took: seconds that steps would have taken there, and did take.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class TextModel:
         limits: Limits,
         ledger: Ledger,
         speeds: Speeds,
+        usual: Speeds,
         emit: Callable[[Frame], None],
         clock: Callable[[], float],
         flush: float,
     ) -> None:
         self.context, self.streams, self.limits, self.speeds = context, streams, limits, speeds
+        self.usual, self.expected, self.took = usual, 0.0, 0.0
         self.computing: frozenset[int] = frozenset()
         self.requests: dict[int, Answering] = {}
         self.steps = self.generated = 0
@@ -109,6 +114,15 @@ class TextModel:
         request.conclude(finish)
         self._end(request, self._clock())
         return True
+
+    def withdraw(self) -> list[Answering]:
+        """Gives back the requests of which nothing was computed; nothing is said of them."""
+        untouched = [each for each in self.requests.values() if not each.begun]
+        for request in untouched:
+            del self.requests[request.ask.id]
+            self.jobs.remove(request.job)
+            request.resources.close()
+        return untouched
 
     # Computing
 
@@ -266,12 +280,11 @@ class TextModel:
             if rows[0].guess:
                 return
         filling = [row for row in rows if row.request.job.todo]
-        self.speeds.observe(
-            decodes=len(rows) - len(filling),
-            prefill=sum(row.tokens for row in filling),
-            depth=max((row.request.held for row in filling), default=0),
-            took=took,
-        )
+        decodes, prefill = len(rows) - len(filling), sum(row.tokens for row in filling)
+        depth = max((row.request.held for row in filling), default=0)
+        self.speeds.observe(decodes=decodes, prefill=prefill, depth=depth, took=took)
+        self.expected += self.usual.decode(decodes) + self.usual.prefill(prefill, depth)
+        self.took += took
 
     # Speaking
 

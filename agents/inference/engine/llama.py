@@ -7,6 +7,8 @@ nothing changes, and an Abort.
 import ctypes
 import logging
 import os
+import re
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,12 +19,12 @@ import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
+from xnai.agents.inference.engine.batches import Batch, Tokens
 from xnai.agents.inference.errors import InferenceError, ModelInvalid
 from xnai.agents.inference.gguf_file import read_gguf
 
-Tokens = NDArray[np.int32]
-
-_WARN, _ERROR = 3, 4  # levels in ggml.h, which the bindings do not name
+_INFO, _WARN, _ERROR = 2, 3, 4  # levels in ggml.h, which the bindings do not name
+_BUFFER = re.compile(r"(KV|RS|compute|output|\S+ model) buffer size = +([0-9.]+) MiB")
 _NOT_TEXT = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 
 LIBRARY: str = lib.__version__
@@ -32,10 +34,22 @@ _log = logging.getLogger(__name__)
 _complaints: deque[str] = deque(maxlen=8)
 
 
+class _Said(threading.local):
+    """What llama.cpp said to this thread of the buffers that it allocated: kinds and bytes."""
+
+    def __init__(self) -> None:
+        self.buffers: list[tuple[str, int]] = []
+
+
+_said = _Said()
+
+
 def _on_log(level: int, text: bytes, _: object) -> None:
     line = text.decode(errors="replace").strip()
     if level == _ERROR:
         _complaints.append(line)
+    elif level == _INFO and (said := _BUFFER.search(line)):
+        _said.buffers.append((said[1], int(float(said[2]) * (1 << 20))))
     if level in (_WARN, _ERROR):
         _log.debug("llama.cpp", extra={"line": line})
 
@@ -146,6 +160,7 @@ class Weights:
         dimensions: of a vector.
         size: bytes of the weights.
         kv_bytes: of a token in the KV cache, as 16 bit numbers, in the usual architectures.
+        mapped: those of them that are pages of the file; others were laid out anew for this processor.
         generates: whether it continues text; those that only embed do not.
     """
 
@@ -158,6 +173,8 @@ class Weights:
         heads, kv_heads = lib.llama_model_n_head(model), lib.llama_model_n_head_kv(model)
         layers = int(lib.llama_model_n_layer(model))
         self.kv_bytes = 2 * 2 * layers * self.dimensions * max(kv_heads, 1) // max(heads, 1)
+        copied = sum(size for kind, size in _said.buffers if not kind.endswith("_Mapped model"))
+        self.mapped = max(0, self.size - copied)
         self.generates = causal and not lib.llama_model_has_encoder(model)
 
 
@@ -167,62 +184,35 @@ def open_weights(path: Path) -> Iterator[Weights]:
 
     Raises ModelMissing and ModelInvalid.
     """
-    info = read_gguf(path)
+    causal = read_gguf(path).causal
+    with _model(path, vocabulary=False) as model:
+        yield Weights(model, causal=causal)
+
+
+@contextmanager
+def _model(path: Path, *, vocabulary: bool) -> Iterator[Any]:
     _complaints.clear()
-    model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+    _said.buffers.clear()
+    settings = lib.llama_model_default_params()
+    settings.vocab_only = vocabulary
+    model = lib.llama_model_load_from_file(os.fsencode(path), settings)
     if not model:
         raise ModelInvalid(f"llama.cpp cannot load {path}{_complaint()}")
     try:
-        yield Weights(model, causal=info.causal)
+        yield model
     finally:
         lib.llama_model_free(model)
 
 
-class Batch:
-    """Tokens of several sequences for one decode, in memory that is allocated once."""
+@contextmanager
+def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
+    """Reads the tokens of a GGUF, and not its weights.
 
-    def __init__(self, capacity: int) -> None:
-        self.size = 0
-        self._token, self._position, self._sequence = (np.zeros(capacity, np.int32) for _ in range(3))
-        self._one, self._wanted = np.ones(capacity, np.int32), np.zeros(capacity, np.int8)
-        first = self._sequence.ctypes.data
-        pointers = (ctypes.POINTER(ctypes.c_int32) * capacity)(
-            *(ctypes.cast(first + 4 * index, ctypes.POINTER(ctypes.c_int32)) for index in range(capacity))
-        )
-        self._pointers = pointers  # C reads it at each decode
-
-        def place(array: NDArray[Any], kind: Any) -> Any:
-            return array.ctypes.data_as(ctypes.POINTER(kind))
-
-        self.c = lib.llama_batch(
-            0,
-            place(self._token, ctypes.c_int32),
-            None,
-            place(self._position, ctypes.c_int32),
-            place(self._one, ctypes.c_int32),
-            ctypes.cast(pointers, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
-            place(self._wanted, ctypes.c_int8),
-        )
-
-    def clear(self) -> None:
-        self.size = 0
-
-    def add(self, tokens: Sequence[int] | Tokens, position: int, sequence: int, *, wanted: int) -> int:
-        """Appends tokens of one sequence, of which the last `wanted` get logits.
-
-        Returns the row of the last of them.
-        """
-        start, end = self.size, self.size + len(tokens)
-        self._token[start:end] = tokens
-        self._position[start:end] = (
-            np.arange(position, position + len(tokens)) if end > start + 1 else position
-        )
-        self._sequence[start:end] = sequence
-        self._wanted[start:end] = 0
-        if wanted:
-            self._wanted[end - wanted : end] = 1
-        self.size = end
-        return end - 1
+    Raises ModelMissing and ModelInvalid.
+    """
+    read_gguf(path)
+    with _model(path, vocabulary=True) as model:
+        yield Vocabulary(model)
 
 
 class Context:
@@ -236,6 +226,8 @@ class Context:
 
     def __init__(self, weights: Weights, pointer: Any, *, sequences: int, limit: int) -> None:
         self.weights, self._pointer, self.sequences = weights, pointer, sequences
+        kv = sum(size for kind, size in _said.buffers if kind in ("KV", "RS"))
+        self.memory = kv, sum(size for _, size in _said.buffers) - kv
         self._memory = lib.llama_get_memory(pointer)
         # llama.cpp rounds up: beyond the positions a model has learned some kill the process.
         self.context = min(limit, int(lib.llama_n_ctx_seq(pointer)))
@@ -363,6 +355,7 @@ def _settings(threads: int, batch: int) -> Any:
 @contextmanager
 def _opened(weights: Weights, settings: Any, abort: Abort | None) -> Iterator[Any]:
     _complaints.clear()
+    _said.buffers.clear()
     pointer = lib.llama_init_from_model(weights.pointer, settings)
     if not pointer:
         raise ModelInvalid(f"llama.cpp cannot open a context of {settings.n_ctx} tokens{_complaint()}")

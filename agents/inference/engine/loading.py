@@ -1,8 +1,7 @@
-"""Which models are open in the engine, and with how many sequences."""
+"""Opens models, with as many sequences as fit into memory."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,26 +10,29 @@ from typing import NamedTuple
 import numpy as np
 
 from xnai.agents.inference.cores import physical_cores
-from xnai.agents.inference.engine.calibrating import figures_of
+from xnai.agents.inference.engine.batches import Tokens
+from xnai.agents.inference.engine.calibrating import LENGTH, MOST, Measured, Way, figures_of
 from xnai.agents.inference.engine.embedding import TEXTS, TOKENS, VectorModel
 from xnai.agents.inference.engine.generating import TextModel
+from xnai.agents.inference.engine.governor import eased
 from xnai.agents.inference.engine.jobs import Ledger, Limits
 from xnai.agents.inference.engine.llama import (
     LIBRARY,
     Abort,
-    Tokens,
     Vocabulary,
     Weights,
     open_context,
     open_embedding_context,
-    open_weights,
+    open_vocabulary,
 )
 from xnai.agents.inference.engine.rules import Matcher, Rulebook
 from xnai.agents.inference.engine.saved import SavedStates
 from xnai.agents.inference.engine.sequences import Sequences
 from xnai.agents.inference.engine.speeds import Speeds
-from xnai.agents.inference.errors import ModelInvalid, ModelMissing, PromptTooLong
+from xnai.agents.inference.errors import ModelInvalid, ModelTooLarge, PromptTooLong
 from xnai.agents.inference.frames import Frame, Generate, Open, Opened, Setup
+from xnai.agents.inference.gguf_file import GgufInfo
+from xnai.agents.inference.memory import MemoryPlan, fits, most_sequences, plan_memory
 from xnai.protocol.errors import InvalidPayload
 
 _BATCH = 512  # tokens of a decode
@@ -41,20 +43,47 @@ class Prepared(NamedTuple):
 
     prompt: Tokens
     matcher: Matcher | None
+    model: Loaded
 
 
 class Loaded:
-    """A model that is open.
+    """A model that is in memory.
 
     Attributes:
         name: by which requests ask for it.
-        model: computes its requests.
+        wanted: how it was asked for.
+        info: what its file says.
+        model: computes its requests, in a context that is replaced when it shrinks or grows.
+        measured: what was measured when it was loaded; None for one that embeds.
+        full: sequences that compute and further ones that are kept, with all the memory it could use.
+        size: those that there are.
+        since, sized, used: when it was loaded, had its size changed, and last had something to do.
+        quiet: its pace on the quiet machine, which is near 1 if it was quiet when measured.
     """
 
-    def __init__(self, name: str, weights: Weights, model: TextModel | VectorModel) -> None:
-        self.name, self.model = name, model
+    def __init__(
+        self, wanted: Open, info: GgufInfo, weights: Weights, *, measured: Measured | None, now: float
+    ) -> None:
+        self.name, self.wanted, self.info, self.weights = wanted.name, wanted, info, weights
         self.vocabulary: Vocabulary = weights.vocabulary
+        self.model: TextModel | VectorModel
+        self.measured = measured
+        self.full = self.size = (TEXTS, 0)
+        self.since = self.sized = self.used = now
+        self.quiet = 1.0 if measured and measured.calm else 2.0
+        self.resources, self.context = ExitStack(), ExitStack()
         self._rules = Rulebook(weights.vocabulary.pointer)
+
+    @property
+    def takes(self) -> int:
+        """Bytes that are free without it."""
+        return self.weights.size + sum(self.model.context.memory)
+
+    def close(self) -> None:
+        """Frees it."""
+        self.model.close()
+        self.context.close()
+        self.resources.close()
 
     def read(self, ask: Generate) -> Prepared:
         """What a request brings. Its tokens leave room for an answer.
@@ -65,7 +94,8 @@ class Loaded:
             RuleInvalid: its rule cannot be kept.
         """
         prompt = self._prompt(ask)
-        return Prepared(prompt, self._rules.start(ask.rule, ask.said) if ask.rule else None)
+        matcher = self._rules.start(ask.rule, ask.said) if ask.rule else None
+        return Prepared(prompt, matcher, self)
 
     def _prompt(self, ask: Generate) -> Tokens:
         try:
@@ -92,8 +122,22 @@ def shortened(prompt: Tokens, most: int, end: str) -> Tokens:
     return np.concatenate([prompt[:first], prompt[len(prompt) - (most - first) :]])
 
 
-class Loader:
-    """Opens models.
+class Bounds(NamedTuple):
+    """What a model that is loaded has to keep to.
+
+    Attributes:
+        room: bytes for all of it.
+        level: how much is given back because memory is short.
+        alone: nobody else computes, so that speeds can be measured.
+    """
+
+    room: int
+    level: int
+    alone: bool
+
+
+class Opener:
+    """Brings models into memory, within bounds that are given to it.
 
     Attributes:
         threads: of a computation.
@@ -102,72 +146,62 @@ class Loader:
     def __init__(
         self, setup: Setup, abort: Abort, *, emit: Callable[[Frame], None], clock: Callable[[], float]
     ) -> None:
-        self.threads = setup.threads or physical_cores()
+        self.threads = self.most_threads = setup.threads or physical_cores()
         self._setup, self._abort, self._emit, self._clock = setup, abort, emit, clock
         self._folder = Path(setup.folder) if setup.folder else None
         self._ledger = Ledger()
-        self._loaded: dict[str, Loaded] = {}
-        self._stacks: dict[str, ExitStack] = {}
-        self.reading = threading.Lock()
-        """Held by whoever uses a vocabulary outside the loop: no model is closed meanwhile."""
 
-    def loaded(self) -> list[Loaded]:
-        """The models that are open."""
-        return list(self._loaded.values())
+    def load(self, wanted: Open, info: GgufInfo, weights: Weights, bounds: Bounds) -> Loaded:
+        """A model whose weights are in memory, with its contexts. The caller closes the weights behind it.
 
-    def get(self, name: str) -> Loaded:
-        """An open model. Raises ModelMissing."""
-        if (found := self._loaded.get(name)) is None:
-            raise ModelMissing(f"the engine holds no model {name}")
+        Raises ModelInvalid and ModelTooLarge.
+        """
+        if weights.generates == wanted.embeds:
+            raise ModelInvalid(
+                f"{wanted.path} is a model that generates text, not one for embeddings"
+                if wanted.embeds
+                else f"{wanted.path} is a model for embeddings: it does not generate text"
+            )
+        if wanted.embeds:
+            found = Loaded(wanted, info, weights, measured=None, now=self._clock())
+            self._open_vectors(found)
+            return found
+        most = most_sequences(info, LENGTH, MOST, bounds.room, flash=wanted.fast) if bounds.alone else 0
+        measured = figures_of(
+            Path(wanted.path), weights, Way(self.most_threads, wanted.fast), folder=self._folder, most=most
+        )
+        found = Loaded(wanted, info, weights, measured=measured, now=self._clock())
+        found.full = wanted.slots or measured.slots, wanted.kept
+        size = fitted(wanted, info, eased(bounds.level, *found.full), room=bounds.room)
+        self._open_text(found, measured, size, Speeds(measured.speeds))
         return found
 
-    def open(self, wanted: Open) -> None:
-        """Opens a model, if it is not open, and says so. Raises ModelMissing and ModelInvalid."""
-        if wanted.name not in self._loaded:
-            with ExitStack() as stack:
-                weights = stack.enter_context(open_weights(Path(wanted.path)))
-                opening = self._open_vectors if wanted.embeds else self._open_text
-                model = opening(wanted, weights, stack)
-                stack.callback(model.close)
-                self._loaded[wanted.name] = Loaded(wanted.name, weights, model)
-                self._stacks[wanted.name] = stack.pop_all()
-        self._emit(self._opened(wanted, self._loaded[wanted.name]))
+    def resize(self, found: Loaded, size: tuple[int, int]) -> None:
+        """Gives a model that generates text and has no requests other numbers of sequences. What was kept is
+        lost.
 
-    def close(self, name: str) -> None:
-        """Frees a model that has no requests."""
-        with self.reading:
-            del self._loaded[name]
-            self._stacks.pop(name).close()
+        Raises ModelInvalid, after which it can only be closed.
+        """
+        assert found.measured
+        assert isinstance(found.model, TextModel)
+        found.model.close()
+        found.context.close()
+        self._open_text(found, found.measured, size, found.model.speeds)
 
-    def _open_vectors(self, wanted: Open, weights: Weights, stack: ExitStack) -> VectorModel:
-        if weights.generates:
-            raise ModelInvalid(f"{wanted.path} is a model that generates text, not one for embeddings")
-        opening = open_embedding_context(
-            weights, tokens=TOKENS, texts=TEXTS, threads=self.threads, abort=self._abort
-        )
-        context = stack.enter_context(opening)
-        return VectorModel(context, ledger=self._ledger, emit=self._emit, clock=self._clock)
-
-    def _open_text(self, wanted: Open, weights: Weights, stack: ExitStack) -> TextModel:
-        if not weights.generates:
-            raise ModelInvalid(f"{wanted.path} is a model for embeddings: it does not generate text")
-        figures = figures_of(
-            Path(wanted.path), weights, threads=self.threads, fast=wanted.fast, folder=self._folder
-        )
-        slots = wanted.slots or figures.slots
+    def _open_text(self, found: Loaded, measured: Measured, size: tuple[int, int], speeds: Speeds) -> None:
+        setup, wanted = self._setup, found.wanted
         opening = open_context(
-            weights,
+            found.weights,
             context=wanted.context,
-            sequences=slots + wanted.kept,
+            sequences=sum(size),
             threads=self.threads,
             batch=_BATCH,
             fast=wanted.fast,
             abort=self._abort,
         )
-        context = stack.enter_context(opening)
-        setup = self._setup
+        context = found.context.enter_context(opening)
         limits = Limits(
-            slots=slots,
+            slots=size[0],
             batch=_BATCH,
             gap=setup.gap,
             aging=setup.aging,
@@ -175,41 +209,97 @@ class Loader:
             queue=setup.queue,
             queue_tokens=setup.queue_tokens,
         )
-        return TextModel(
+        found.size, found.sized = size, self._clock()
+        found.model = TextModel(
             context,
-            Sequences(context, self._saved(wanted, weights)),
+            Sequences(context, self._saved(found)),
             limits=limits,
             ledger=self._ledger,
-            speeds=Speeds(figures.speeds),
+            speeds=speeds,
+            usual=Speeds(measured.speeds),
             emit=self._emit,
             clock=self._clock,
             flush=setup.flush,
         )
 
-    def _saved(self, wanted: Open, weights: Weights) -> SavedStates | None:
+    def _saved(self, loaded: Loaded) -> SavedStates | None:
         """Where what is evicted may live on. A state fits into the same file, context and library only."""
-        setup = self._setup
+        setup, wanted = self._setup, loaded.wanted
         if not setup.saved_memory and not (setup.saved_disk and self._folder):
             return None
         found = Path(wanted.path).stat()
-        words = (found.st_size, found.st_mtime_ns, weights.size, wanted.context, wanted.fast, LIBRARY)
+        words = (found.st_size, found.st_mtime_ns, loaded.weights.size, wanted.context, wanted.fast, LIBRARY)
         folder = self._folder / "states" if self._folder and setup.saved_disk else None
         return SavedStates(repr(words), memory=setup.saved_memory, folder=folder, disk=setup.saved_disk)
 
-    def _opened(self, wanted: Open, found: Loaded) -> Opened:
-        model, vocabulary = found.model, found.vocabulary
-        weights = model.context.weights
-        text = isinstance(model, TextModel)
+    def _open_vectors(self, found: Loaded) -> None:
+        opening = open_embedding_context(
+            found.weights, tokens=TOKENS, texts=TEXTS, threads=self.threads, abort=self._abort
+        )
+        context = found.context.enter_context(opening)
+        found.model = VectorModel(context, ledger=self._ledger, emit=self._emit, clock=self._clock)
+
+
+def planned(wanted: Open, info: GgufInfo, sequences: int = 1) -> MemoryPlan:
+    """What a model takes with so many sequences."""
+    if wanted.embeds:
+        return plan_memory(info, min(TOKENS, info.context or TOKENS), flash=True)
+    context = min(wanted.context, info.context or wanted.context)
+    return plan_memory(info, context, sequences, batch=_BATCH, flash=wanted.fast)
+
+
+def fitted(wanted: Open, info: GgufInfo, size: tuple[int, int], *, room: int) -> tuple[int, int]:
+    """As many sequences as fit into so many bytes, of those that compute and those that are kept.
+
+    Fewer are kept before fewer compute. Raises ModelTooLarge if there is no room for one.
+    """
+    slots, kept = size
+    context = min(wanted.context, info.context or wanted.context)
+    count = most_sequences(info, context, slots + kept, room, flash=wanted.fast)
+    if not count:
+        raise too_large(wanted, info, room)
+    return min(slots, count), max(0, count - slots)
+
+
+def too_large(wanted: Open, info: GgufInfo, room: int) -> ModelTooLarge:
+    """Why a model does not fit into so many bytes."""
+    return ModelTooLarge(f"{wanted.name} {fits(planned(wanted, info), max(0, room))}")
+
+
+def opened(found: Loaded) -> Opened:
+    """What to say of a model that is in memory."""
+    model, vocabulary, (slots, kept) = found.model, found.vocabulary, found.size
+    text = isinstance(model, TextModel)
+    return Opened(
+        found.name,
+        context=model.context.context,
+        dimensions=found.weights.dimensions,
+        slots=slots,
+        template=vocabulary.chat_template(),
+        control_words=vocabulary.control_words() if text else (),
+        begin_word=vocabulary.begin_word(),
+        end_word=vocabulary.end_word(),
+        memory=(found.weights.size, *model.context.memory),
+        prefill=model.speeds.prefill_rate if isinstance(model, TextModel) else 0.0,
+        decode=model.speeds.decode_rate if isinstance(model, TextModel) else 0.0,
+        kept=kept,
+    )
+
+
+def opened_later(wanted: Open, info: GgufInfo) -> Opened:
+    """What to say of a model that is not in memory. Raises ModelMissing and ModelInvalid."""
+    context = min(wanted.context, info.context or wanted.context)
+    plan = planned(wanted, info, max(1, wanted.slots) + wanted.kept)
+    with open_vocabulary(Path(wanted.path)) as vocabulary:
         return Opened(
             wanted.name,
-            context=model.context.context,
-            dimensions=weights.dimensions,
-            slots=model.limits.slots if isinstance(model, TextModel) else TEXTS,
+            context=TOKENS if wanted.embeds else context,
+            dimensions=info.embedding,
+            slots=0,
             template=vocabulary.chat_template(),
-            control_words=vocabulary.control_words() if text else (),
+            control_words=() if wanted.embeds else vocabulary.control_words(),
             begin_word=vocabulary.begin_word(),
             end_word=vocabulary.end_word(),
-            memory=(weights.size, 0, 0),
-            prefill=model.speeds.prefill_rate if isinstance(model, TextModel) else 0.0,
-            decode=model.speeds.decode_rate if isinstance(model, TextModel) else 0.0,
+            memory=(plan.weights, plan.kv, plan.compute),
+            loaded=False,
         )

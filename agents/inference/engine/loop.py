@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+
+import msgspec
 
 from xnai.agents.inference.engine.embedding import VectorModel, fits
 from xnai.agents.inference.engine.generating import TextModel
-from xnai.agents.inference.engine.jobs import Phase
+from xnai.agents.inference.engine.governor import ROOM, Governor, Look, Pressure, affordable
+from xnai.agents.inference.engine.jobs import URGENT, Phase
 from xnai.agents.inference.engine.llama import Abort
-from xnai.agents.inference.engine.loading import Loaded, Loader, Prepared
+from xnai.agents.inference.engine.loading import Loaded, Opener
+from xnai.agents.inference.engine.machine import Neighbours, Stalls, cpus
+from xnai.agents.inference.engine.models import Arrival, Models
+from xnai.agents.inference.engine.turns import Turns
 from xnai.agents.inference.errors import InferenceError
 from xnai.agents.inference.frames import (
     Ask,
@@ -26,17 +32,14 @@ from xnai.agents.inference.frames import (
     Refused,
     Setup,
     Status,
-    ToEngine,
 )
+from xnai.agents.inference.memory import available
 from xnai.protocol.errors import InvalidPayload
 
-
-class Arrival(NamedTuple):
-    """What came in, when, and what it brings if that is known already."""
-
-    frame: ToEngine
-    at: float
-    prepared: Prepared | None = None
+_log = logging.getLogger(__name__)
+_LOOK, _IDLE_LOOK = 1.0, 5.0  # seconds between two looks at the machine
+_LEAST = 0.1  # seconds of computing that tell a speed
+_QUIET = 0.2  # what a new pace on the quiet machine weighs against earlier ones
 
 
 class Engine:
@@ -54,22 +57,41 @@ class Engine:
         self.abort = Abort()
         self._send, self._clock = send, clock
         self._out: list[Frame] = []
-        self.loader = Loader(setup, self.abort, emit=self._out.append, clock=clock)
-        self._turns: dict[str, float] = {}
+        opener = Opener(setup, self.abort, emit=self._out.append, clock=clock)
+        self.models = Models(
+            setup, opener, emit=self._out.append, flush=self._flush, wake=self._wake, clock=clock
+        )
+        self._turns = Turns()
+        self._governor = Governor(opener.threads)
+        self._pressure = Pressure(self.models.reserve)
+        self._neighbours, self._stalls = Neighbours(), Stalls()
+        self._gap = setup.gap
+        self._others = self._pace = self._looked = 0.0
 
     def computes(self, id: int) -> bool:
         """Whether this request is in the batch that is computed now, and not at its last token."""
-        return any(id in each.model.computing for each in self.loader.loaded())
+        return any(id in each.model.computing for each in self.models.loaded())
 
     def run(self) -> None:
         """Computes for ever."""
         pause: float | None = None
         while True:
             self._take(pause)
+            now = self._clock()
+            if now - self._looked >= _LOOK:
+                self._look(now)
+            for arrival in self.models.tend(now):
+                self._accept(arrival)
             pause = self._compute()
-            if self._out:
-                self._send(self._out)
-                self._out.clear()
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._out:
+            self._send(self._out)
+            self._out.clear()
+
+    def _wake(self) -> None:
+        self.inbox.put(Arrival(None, 0.0))
 
     def _take(self, pause: float | None) -> None:
         """Takes what has come in. With nothing to compute, waits for it so long, for ever if None."""
@@ -86,14 +108,15 @@ class Engine:
         frame = arrival.frame
         try:
             if isinstance(frame, Open):
-                self.loader.open(frame)
+                self.models.open(frame)
             elif isinstance(frame, Generate):
                 self._generate(frame, arrival)
             elif isinstance(frame, Embed):
                 self._embed(frame, arrival)
             elif isinstance(frame, Drop):
-                for each in self.loader.loaded():
-                    each.model.drop(frame.id)
+                if not self.models.drop(frame.id):
+                    for each in self.models.loaded():
+                        each.model.drop(frame.id)
             elif isinstance(frame, Ask):
                 self._out.append(self._status(frame.id))
         except (InferenceError, InvalidPayload) as error:
@@ -101,14 +124,22 @@ class Engine:
             self._out.append(Refused(id, error.code, str(error), model=getattr(frame, "name", "")))
 
     def _generate(self, ask: Generate, arrival: Arrival) -> None:
-        loaded = self.loader.get(ask.model)
+        loaded = self.models.ready(ask.model)
+        if not loaded:
+            self.models.defer(arrival)
+            return
         if not isinstance(loaded.model, TextModel):
             raise InferenceError(f"{ask.model} is a model for embeddings: it does not generate text")
-        prompt, matcher = arrival.prepared or loaded.read(ask)
-        loaded.model.take(ask, prompt, matcher, arrived=arrival.at)
+        prepared = arrival.prepared
+        if not prepared or prepared.model is not loaded:  # it was read before the model went and came back
+            prepared = loaded.read(ask)
+        loaded.model.take(ask, prepared.prompt, prepared.matcher, arrived=arrival.at)
 
     def _embed(self, ask: Embed, arrival: Arrival) -> None:
-        loaded = self.loader.get(ask.model)
+        loaded = self.models.ready(ask.model)
+        if not loaded:
+            self.models.defer(arrival)
+            return
         if not isinstance(loaded.model, VectorModel):
             raise InferenceError(f"{ask.model} generates text: it does not embed")
         if not fits(ask.texts, loaded.model.context.context):
@@ -119,50 +150,118 @@ class Engine:
 
     def _compute(self) -> float | None:
         """One batch of one model; 0 if there may be another, else in how many seconds; None for never."""
-        waiting = [each for each in self.loader.loaded() if each.model.requests]
+        waiting = {each.name: each for each in self.models.loaded() if each.model.requests}
         if not waiting:
-            return None
-        chosen = min(waiting, key=self._rank)
-        self._turns = {each.name: self._turns.get(each.name, 0.0) for each in waiting}
-        before = chosen.model.busy
+            return self._pause()
+        several = len(waiting) > 1
+        name = self._turns.choose({name: several and _urgent(each) for name, each in waiting.items()})
+        chosen = waiting[name]
+        began = self._clock()
         pause = chosen.model.step()
-        # A model that comes back does not claim the time for which it had nothing to do.
-        least = min((self._turns[each.name] for each in waiting), default=0.0)
-        self._turns[chosen.name] = max(least, self._turns[chosen.name]) + chosen.model.busy - before
-        return 0.0 if len(waiting) > 1 else pause
+        chosen.used = self._clock()
+        self._turns.charge(name, chosen.used - began)
+        if several or pause == 0:
+            return 0.0
+        ends = [end for end in (pause, self._pause()) if end is not None]
+        return min(ends, default=None)
 
-    def _rank(self, each: Loaded) -> tuple[int, float]:
-        """Urgent requests first, then the model that has computed less."""
-        lane = min(request.job.lane for request in each.model.requests.values())
-        return min(lane, 1), self._turns.get(each.name, 0.0)
+    def _pause(self) -> float | None:
+        """Seconds until something has to be done though nobody asks: a deadline, or a look at the machine."""
+        if not self.models.loaded() and not self.models.deferred:
+            return None
+        soonest = self.models.soonest()
+        look = _LOOK if self.models.level or self.models.deferred else _IDLE_LOOK
+        return look if soonest is None else min(look, max(1e-3, soonest - self._clock()))
+
+    # The machine
+
+    def _look(self, now: float) -> None:
+        """How busy the machine is, and how short of memory, and what that means."""
+        self._looked = now
+        self._others = self._neighbours.cores()
+        self._pace = self._speed()
+        cores = max(cpus(), self.models.opener.most_threads)
+        threads = self._governor.look(Look(cores=cores, others=self._others, pace=self._pace or None))
+        if threads != self.models.opener.threads:
+            self.models.opener.threads = threads
+            for each in self.models.loaded():
+                each.model.context.use(threads)
+        for each in self.models.loaded():
+            self._limit(each)
+        mapped = sum(each.weights.mapped for each in self.models.loaded())
+        before = self.models.level
+        level = self._pressure.look(available(mapped=mapped), self._stalls.share())
+        self.models.relieve(level, now)
+        if level != before:
+            _log.warning(
+                "memory is short" if level > before else "memory is less short", extra={"level": level}
+            )
+
+    def _speed(self) -> float:
+        """The pace since the last look, of all models; 0 if too little was computed."""
+        whole = [0.0, 0.0]
+        for each in self.models.loaded():
+            model = each.model
+            if not isinstance(model, TextModel) or not model.took:
+                continue
+            pace = model.expected / model.took
+            full = self._governor.threads == self.models.opener.most_threads
+            if full and self._others < ROOM and model.took >= _LEAST:
+                each.quiet += _QUIET * (pace - each.quiet)
+            whole[0] += model.expected / each.quiet
+            whole[1] += model.took
+            model.expected = model.took = 0.0
+        return whole[0] / whole[1] if whole[1] >= _LEAST else 0.0
+
+    def _limit(self, each: Loaded) -> None:
+        """Fewer sequences compute where the machine is so busy that streams would wait too long."""
+        model = each.model
+        if not isinstance(model, TextModel):
+            return
+        most = each.size[0]
+        bound = max(self._gap, 2 * model.usual.decode(most))
+        slots = affordable(most, model.speeds.decode, bound) if self._governor.strained else most
+        if slots > model.limits.slots:
+            slots = model.limits.slots + 1  # the others may be back at once
+        if slots != model.limits.slots:
+            model.limits = msgspec.structs.replace(model.limits, slots=slots)
 
     def _status(self, id: int) -> Status:
-        texts = [each.model for each in self.loader.loaded() if isinstance(each.model, TextModel)]
+        texts = [each.model for each in self.models.loaded() if isinstance(each.model, TextModel)]
         jobs = [request.job for model in texts for request in model.requests.values()]
         counts = Counter(job.phase for job in jobs)
-        models = [each.model for each in self.loader.loaded()]
+        models = [each.model for each in self.models.loaded()]
         streams = [model.streams.stats() for model in texts]
+        past = self.models.past
         return Status(
             id,
             running=counts[Phase.RUNNING],
-            waiting=counts[Phase.QUEUED],
+            waiting=counts[Phase.QUEUED] + self.models.deferred,
             paused=counts[Phase.PAUSED],
             waiting_tokens=sum(job.prompt for job in jobs if job.phase is Phase.QUEUED),
             kept=sum(figures.kept for figures in streams),
             kept_tokens=sum(figures.kept_tokens for figures in streams),
-            hits=sum(figures.hits for figures in streams),
-            prompts=sum(figures.prompts for figures in streams),
-            hit_tokens=sum(figures.hit_tokens for figures in streams),
-            prompt_tokens=sum(figures.prompt_tokens for figures in streams),
-            steps=sum(model.steps for model in models),
-            busy=sum(model.busy for model in models),
-            generated=sum(model.generated for model in texts),
+            hits=past["hits"] + sum(figures.hits for figures in streams),
+            prompts=past["prompts"] + sum(figures.prompts for figures in streams),
+            hit_tokens=past["hit_tokens"] + sum(figures.hit_tokens for figures in streams),
+            prompt_tokens=past["prompt_tokens"] + sum(figures.prompt_tokens for figures in streams),
+            steps=past["steps"] + sum(model.steps for model in models),
+            busy=self.models.busy_before + sum(model.busy for model in models),
+            generated=past["generated"] + sum(model.generated for model in texts),
             prefill=max((model.speeds.prefill_rate for model in texts), default=0.0),
             decode=max((model.speeds.decode_rate for model in texts), default=0.0),
-            threads=self.loader.threads,
+            threads=self.models.opener.threads,
             slots=sum(model.limits.slots for model in texts),
             memory=_memory(),
+            loaded=tuple(each.name for each in self.models.loaded()),
+            others=self._others,
+            pace=self._pace,
+            short=self.models.level,
         )
+
+
+def _urgent(each: Loaded) -> bool:
+    return any(request.job.lane == URGENT for request in each.model.requests.values())
 
 
 def _memory() -> int:

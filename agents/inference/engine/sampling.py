@@ -10,7 +10,8 @@ import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from xnai.agents.inference.engine.llama import Context, Tokens, Vocabulary
+from xnai.agents.inference.engine.batches import Tokens
+from xnai.agents.inference.engine.llama import Context, Vocabulary
 from xnai.agents.inference.frames import Sampling
 from xnai.agents.inference.requests import TokenLogprob
 

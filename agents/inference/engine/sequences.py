@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from xnai.agents.inference.engine.llama import Context, Tokens
+from xnai.agents.inference.engine.batches import Tokens
+from xnai.agents.inference.engine.llama import Context
 from xnai.agents.inference.engine.prefixes import Costs, Evicted, Opening, Stats, Streams
 from xnai.agents.inference.engine.saved import SavedStates
 

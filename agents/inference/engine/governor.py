@@ -1,0 +1,172 @@
+"""How many threads and sequences compute on a machine that others use too: pure, no clock.
+
+llama.cpp's threads wait for each other some hundred times a token. One that is not running, because another
+process has its core, holds up all: two threads on two cores with two busy neighbours may be slower than one.
+Whether they are depends on the machine, so it is tried: fewer threads where the machine is busy and the
+engine slow, back again where that was no faster, and more once the others are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+SLOW = 0.7  # of the speed on a quiet machine, below which fewer threads are tried
+ROOM = 0.35  # cores that others may use beside all threads
+BETTER = 1.05  # fewer threads stay if they are so much faster
+_BUSY, _TRIAL, _CALM = 2, 3, 3  # looks before a step down, of its trial, and before a step up
+_AGAIN, _LONGEST = 15, 240  # looks before what failed is tried again, doubled each time
+_MOST_PACE = 2.0
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen since the last look.
+
+    Attributes:
+        cores: that the engine may use.
+        others: cores that other processes, and other machines of the same host, kept busy.
+        pace: speed relative to what was measured on the quiet machine with all threads; None where too
+            little was computed.
+    """
+
+    cores: int
+    others: float
+    pace: float | None = None
+
+
+class Governor:
+    """Threads of a computation, at most `most`.
+
+    Attributes:
+        threads: to use now.
+        strained: the machine is busy and the engine slow.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.threads = self._most = most
+        self.strained = False
+        self._busy = self._calm = self._pause = 0
+        self._lasting = _AGAIN
+        self._paces: list[float] = []
+        self._trial: tuple[int, float] | None = None  # threads before, and their pace
+
+    def look(self, seen: Look) -> int:
+        """The threads to use from now on, after what was seen with the present ones."""
+        crowded = seen.others + self.threads > seen.cores + ROOM
+        slow = seen.pace is not None and seen.pace < SLOW
+        self.strained = (crowded or self.threads < self._most) and slow
+        self._pause = max(0, self._pause - 1)
+        if self._trial:
+            self._judge(seen)
+        elif crowded and slow and seen.pace is not None and self.threads > 1:
+            self._calm = 0
+            self._busy += 1
+            self._paces.append(min(seen.pace, _MOST_PACE))
+            if self._busy >= _BUSY and not self._pause:
+                self._try_fewer()
+        else:
+            self._forget()
+            self._rise(seen)
+        return self.threads
+
+    def _forget(self) -> None:
+        self._busy = 0
+        self._paces.clear()
+
+    def _try_fewer(self) -> None:
+        self._trial = self.threads, _middle(self._paces)
+        self.threads = max(1, self.threads // 2)
+        self._forget()
+
+    def _judge(self, seen: Look) -> None:
+        """Whether fewer threads were faster."""
+        assert self._trial
+        before, pace = self._trial
+        if seen.pace is not None:
+            self._paces.append(min(seen.pace, _MOST_PACE))
+        if seen.others + before <= seen.cores + ROOM:  # the others have gone: nothing can be learned
+            self._trial = None
+            self._forget()
+        elif len(self._paces) >= _TRIAL:
+            if _middle(self._paces) < BETTER * pace:
+                self.threads = before
+                self._back_off()
+            self._trial = None
+            self._forget()
+
+    def _rise(self, seen: Look) -> None:
+        """More threads once there has been room for them for a while."""
+        more = min(self._most, self.threads * 2)
+        if more > self.threads and seen.others + more <= seen.cores + ROOM:
+            self._calm += 1
+            if self._calm >= _CALM:
+                self.threads, self._calm = more, 0
+        else:
+            self._calm = 0
+        if not self._pause and self.threads == self._most:
+            self._lasting = _AGAIN
+
+    def _back_off(self) -> None:
+        self._pause = self._lasting
+        self._lasting = min(self._lasting * 2, _LONGEST)
+
+
+def _middle(paces: list[float]) -> float:
+    return sorted(paces)[len(paces) // 2]
+
+
+def affordable(most: int, step: Callable[[int], float], bound: float) -> int:
+    """How many sequences compute together, 1 to `most`, in steps of at most `bound` seconds."""
+    return next((count for count in range(most, 1, -1) if step(count) <= bound), 1)
+
+
+NOTHING, HALF_KEPT, NONE_KEPT, HALF_SLOTS, ONE_SLOT, NONE_IDLE = range(6)
+"""What is given back while memory is short, each beside those before it: half of the kept sequences, all of
+them, half of those that compute, all but one, and the models that have no requests."""
+
+_STALL = 0.1  # of the time somebody waited for memory
+_STEPS = 5  # looks between two steps
+_RELIEF, _LONGEST_RELIEF = 30, 480  # looks without pressure before a step back, doubled when it was too soon
+
+
+class Pressure:
+    """How much is given back to a machine that is short of memory.
+
+    Attributes:
+        reserve: bytes that should stay free; below half of it memory is short, below a quarter dangerously.
+        level: NOTHING to NONE_IDLE.
+    """
+
+    def __init__(self, reserve: int) -> None:
+        self.reserve, self.level = reserve, NOTHING
+        self._since = self._calm = 0
+        self._relief = _RELIEF
+
+    def look(self, free: int, stalled: float) -> int:
+        """The level from now on, `free` bytes being available and this share of the time lost to waiting."""
+        self._since += 1
+        danger = free < self.reserve / 4
+        if danger or free < self.reserve / 2 or (stalled > _STALL and free < 2 * self.reserve):
+            if self.level and self._calm:
+                self._relief = min(self._relief * 2, _LONGEST_RELIEF)
+            self._calm = 0
+            if self.level < NONE_IDLE and (danger or not self.level or self._since >= _STEPS):
+                self.level, self._since = self.level + 1, 0
+        elif free > self.reserve:
+            self._calm += 1
+            if self.level and self._calm >= self._relief:
+                self.level, self._calm = self.level - 1, 0
+                self._since = 0
+            if not self.level and self._calm >= self._relief:
+                self._relief = _RELIEF
+        return self.level
+
+
+def eased(level: int, slots: int, kept: int) -> tuple[int, int]:
+    """How many sequences compute and are kept at this level, of those there would be."""
+    if level >= ONE_SLOT:
+        return 1, 0
+    if level >= HALF_SLOTS:
+        return max(1, slots // 2), 0
+    return slots, 0 if level >= NONE_KEPT else kept // 2 if level else kept
