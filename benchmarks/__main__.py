@@ -13,6 +13,7 @@ import msgspec
 
 from benchmarks import cancelling, messages, permissions, processes, registry, stack, tasks
 from benchmarks.harness import Figure, Size
+from benchmarks.inference import alone, costs, crowds, ending, lanes
 
 Benchmark = Callable[[Size], Awaitable[Figure]]
 BENCHMARKS: dict[str, Benchmark] = {
@@ -36,6 +37,27 @@ BENCHMARKS: dict[str, Benchmark] = {
         stack.fifty_idle_cpu,
         stack.fifty_memory_mb,
         stack.broker_restart,
+        alone.inference_one_caller,
+        alone.inference_first_token,
+        crowds.inference_eight_callers,
+        crowds.inference_eight_talks,
+        crowds.inference_bindings_server,
+        crowds.inference_sixteen_callers,
+        crowds.inference_sixteen_callers_fast,
+        crowds.inference_agents_first_token,
+        crowds.inference_agents_late_first_token,
+        crowds.inference_agents_total,
+        lanes.inference_urgent,
+        lanes.inference_longest_gap,
+        lanes.inference_long_prompt,
+        lanes.inference_fair_share,
+        ending.inference_cancel_decode,
+        ending.inference_cancel_prefill,
+        ending.inference_cancel_queued,
+        costs.inference_json_schema,
+        costs.inference_embeddings,
+        costs.inference_memory_mb,
+        costs.inference_neighbours,
     )
 }
 

@@ -51,7 +51,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
         together, fleet: agents of a stack that comes up, and of one that is measured while it is.
         answers: pairs of short answers of a model.
         crowds, talks: rounds of many callers, with one prompt each and with several.
-        cancels_of_answers: how many answers of a model are ended early.
+        drops: answers that are ended early.
+        shape, wide: models by their names in `benchmarks.inference.shapes`; one with a larger vocabulary.
     """
 
     pairs: int = 7
@@ -70,7 +71,9 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     answers: int = 40
     crowds: int = 5
     talks: int = 3
-    cancels_of_answers: int = 100
+    drops: int = 50
+    shape: str = "medium"
+    wide: str = "medium150"
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ MOST_MEMORY = 45.0  # MB, of the supervisor
 MOST_CPU = 5.0  # per cent of one core
 MOST_MEMORY_OF_ALL = 2_200.0  # MB
 LONGEST_SILENCE = 3.0  # seconds
+XNAI = (sys.executable, "-P", "-m", "xnai.deploy.cli")
 _SAMPLES = 10
 _PATIENCE = 60.0
 _LOOK_EVERY = 0.005
@@ -176,7 +177,7 @@ def _folder(agents: int) -> Iterator[Path]:
 @asynccontextmanager
 async def up(folder: Path) -> AsyncIterator[Program]:
     """`xnai up`; on entry all its agents consume."""
-    command = [sys.executable, "-P", "-m", "xnai.deploy.cli", "up", "--json"]
+    command = [*XNAI, "up", "--json"]
     process = await anyio.open_process(
         command, cwd=folder, env=plain_environment(), stdin=None, stderr=subprocess.DEVNULL
     )
@@ -193,6 +194,13 @@ def family(pid: int) -> list[tuple[int, str]]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += [(int(child), arguments(int(child))) for child in (task / "children").read_text().split()]
     return found
+
+
+def descendants(pid: int) -> Iterator[tuple[int, str]]:
+    """All processes that it and its children have started, with their arguments."""
+    for child, words in family(pid)[1:]:
+        yield child, words
+        yield from descendants(child)
 
 
 def arguments(pid: int) -> str:

@@ -46,6 +46,32 @@ NAMES = {
 }
 
 
+INFERENCE = {
+    "inference_one_caller",
+    "inference_first_token",
+    "inference_eight_callers",
+    "inference_eight_talks",
+    "inference_bindings_server",
+    "inference_sixteen_callers",
+    "inference_sixteen_callers_fast",
+    "inference_agents_first_token",
+    "inference_agents_late_first_token",
+    "inference_agents_total",
+    "inference_urgent",
+    "inference_longest_gap",
+    "inference_long_prompt",
+    "inference_fair_share",
+    "inference_cancel_decode",
+    "inference_cancel_prefill",
+    "inference_cancel_queued",
+    "inference_json_schema",
+    "inference_embeddings",
+    "inference_memory_mb",
+    "inference_neighbours",
+}
+"""They fetch tokenizers and compile a peer. What they are made of is tested in test_inference_benchmarks."""
+
+
 @pytest.mark.parametrize("name", sorted(NAMES))
 async def test_a_benchmark_prints_one_well_formed_line(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     with anyio.fail_after(60):
@@ -64,7 +90,7 @@ async def test_a_benchmark_prints_one_well_formed_line(name: str, capfd: pytest.
 
 
 def test_a_name_chooses_the_benchmarks_that_start_so() -> None:
-    assert set(BENCHMARKS) == NAMES
+    assert set(BENCHMARKS) == NAMES | INFERENCE
     assert chosen("") == list(BENCHMARKS.values())
     assert [benchmark.__name__ for benchmark in chosen("idle")] == ["idle_memory_mb", "idle_cpu"]
     with pytest.raises(SystemExit, match="There is no benchmark zeal"):

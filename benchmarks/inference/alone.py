@@ -18,8 +18,8 @@ _LEAST = 0.01  # ms; where the first token comes sooner than from the loop
 
 
 @asynccontextmanager
-async def _both() -> AsyncIterator[dict[str, Target]]:
-    medium, threads = model("medium"), physical_cores()
+async def _both(size: Size) -> AsyncIterator[dict[str, Target]]:
+    medium, threads = model(size.shape), physical_cores()
     async with (
         ours(medium, context=_CONTEXT, threads=threads) as stack,
         stack.caller() as our,
@@ -34,7 +34,7 @@ async def inference_one_caller(size: Size) -> Figure:
     async def ask(target: Target, words: Words) -> Trace:
         return await target.ask(words.text(32), _TOKENS)
 
-    async with _both() as targets:
+    async with _both(size) as targets:
         measured = await compared(targets, ask, size.answers)
     pairs = pairs_of(measured, lambda trace: trace.rate, floor="loop")
     return figure("inference_one_caller", pairs, unit="tokens/s", bar=0.93)
@@ -49,7 +49,7 @@ async def inference_first_token(size: Size) -> Figure:
     async def ask(target: Target, words: Words) -> Trace:
         return await target.ask(words.text(8), 2)
 
-    async with _both() as targets:
+    async with _both(size) as targets:
         measured = await compared(targets, ask, size.answers)
     times = pairs_of(measured, lambda trace: trace.first * 1e3, floor="loop")
     pairs = [(max(our - loop, _LEAST), MOST_DELAY) for our, loop in times]

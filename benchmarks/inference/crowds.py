@@ -44,7 +44,7 @@ async def _talks(target: Target, words: Words, *, callers: int, turns: int) -> T
 
 async def inference_eight_callers(size: Size) -> Figure:
     """Tokens a second of 8 callers with short prompts of their own. The floor: `Llama` behind a lock."""
-    medium, threads = model("medium"), physical_cores()
+    medium, threads = model(size.shape), physical_cores()
     async with (
         ours(medium, context=_CONTEXT, threads=threads, slots=CALLERS) as stack,
         stack.caller() as our,
@@ -58,7 +58,7 @@ async def inference_eight_callers(size: Size) -> Figure:
 
 @once
 async def _eight_talks(size: Size) -> Rounds:
-    medium, threads = model("medium"), physical_cores()
+    medium, threads = model(size.shape), physical_cores()
     async with (
         ours(medium, context=_LONG_CONTEXT, threads=threads, slots=CALLERS) as stack,
         stack.caller() as our,
@@ -83,7 +83,7 @@ async def inference_bindings_server(size: Size) -> Figure:
 
 @once
 async def _sixteen_callers(size: Size) -> Rounds:
-    medium, threads = model("medium"), physical_cores()
+    medium, threads = model(size.shape), physical_cores()
     async with AsyncExitStack() as stack:
         targets: dict[str, Target] = {}
         for name, fast in (("exact", False), ("fast", True)):
@@ -110,7 +110,7 @@ async def inference_sixteen_callers_fast(size: Size) -> Figure:
 
 @once
 async def _six_agents(size: Size) -> Rounds:
-    medium, threads, slots = model("medium"), physical_cores(), 4
+    medium, threads, slots = model(size.shape), physical_cores(), 4
     async with (
         ours(medium, context=_LONG_CONTEXT, threads=threads, slots=slots) as stack,
         stack.caller() as our,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 
 from benchmarks import stack
@@ -65,15 +66,18 @@ class Stack(msgspec.Struct, frozen=True):
     pid: int
 
     @asynccontextmanager
-    async def caller(self, name: str = "bench", **how: Any) -> AsyncIterator[Ours]:
+    async def caller(self, name: str | None = None, **how: Any) -> AsyncIterator[Ours]:
         """One more caller; `how` as for Ours."""
         async with open_bus(self.where, name=name) as bus:
             yield Ours(bus, **how)
 
 
 @asynccontextmanager
-async def ours(model: Path | None, **settings: object) -> AsyncIterator[Stack]:
-    """A stack with the inference agent, which has these settings. On entry it answers."""
+async def ours(model: Path | None, names: Sequence[str] = (), **settings: object) -> AsyncIterator[Stack]:
+    """A stack with the inference agent, which has these settings. On entry it answers.
+
+    `names` are those of callers that are senders of their own.
+    """
     with tempfile.TemporaryDirectory(prefix="xnai-bench-") as place:
         folder = Path(place)
         if model is not None:
@@ -81,4 +85,6 @@ async def ours(model: Path | None, **settings: object) -> AsyncIterator[Stack]:
         lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in settings.items()]
         (folder / "xnai.toml").write_text("\n".join(["[agents.inference.settings]", *lines, ""]))
         async with stack.up(folder) as program:
+            for name in names:
+                await anyio.run_process([*stack.XNAI, "keys", "add", name], cwd=folder)
             yield Stack(read_address(folder / STACK_FOLDER / ADDRESS_FILE), program.pid)

