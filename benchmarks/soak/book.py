@@ -1,0 +1,214 @@
+"""What came of all requests: counted, compared with what may have, and told as a report."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from benchmarks.harness import percentile
+from benchmarks.soak.callers import Told
+from benchmarks.soak.cases import BUSY, CANCELED, LATE, LEFT, regex_kept, schema_kept
+from xnai.agents.inference.requests import Answer, Embeddings
+from xnai.protocol import TaskState
+
+ANSWERED = frozenset({"stop", "length", "incomplete", "tool", "deadline", "vectors", "counted", "seen"})
+_MOST_NOTES = 20
+_NEAR = 1e-3  # how far a number of a vector may be from what it was alone
+_SHARES = (0.5, 0.9, 0.99, 1.0)
+POISON = "refused poison"
+_STATES = {
+    CANCELED: {TaskState.CANCELED},
+    LATE: {TaskState.FAILED, TaskState.CANCELED, TaskState.REJECTED},
+    LEFT: {TaskState.CANCELED, TaskState.COMPLETED, TaskState.REJECTED, TaskState.FAILED},
+}
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Megabytes of the agent and of its engine at a moment (`time.monotonic`), and the engine's process."""
+
+    at: float
+    agent: float
+    engine: float
+    process: int
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether something holds, and what was seen."""
+
+    name: str
+    holds: bool
+    seen: str
+
+
+class Book:
+    """What is written down while the soak goes on.
+
+    Attributes:
+        alone: answers of the references, by what they share.
+        told: what each caller was told, by sender and id.
+        kills: when the engine was killed.
+        faults: what may not have happened, in sentences.
+        mismatches: answers that differ from what the same request gave alone, of so many compared.
+    """
+
+    def __init__(self) -> None:
+        self.alone: dict[str, Any] = {}
+        self.told: dict[tuple[str, str], Told] = {}
+        self.kills: list[float] = []
+        self.memory: list[Memory] = []
+        self.faults: list[str] = []
+        self.mismatches: list[str] = []
+        self.compared = 0
+
+    def write(self, told: Told) -> None:
+        """Take down what came of a request, and compare it with what may have."""
+        key = (told.case.sender, told.id)
+        if key in self.told:
+            self.faults.append(f"{told.id} was told twice")
+        self.faults += [f"{told.case.kind} {told.id}: {fault}" for fault in self._faults(told)]
+        if told.case.same and told.outcome in ANSWERED:
+            self._compare(told)
+        told.value = _slim(told.value)
+        told.case = msgspec.structs.replace(told.case, payload=None)
+        self.told[key] = told
+
+    def _faults(self, told: Told) -> Iterator[str]:
+        case, outcome, answer = told.case, told.outcome, told.value
+        poisoned = outcome == POISON and self._killed_during(told) > 1
+        if outcome not in case.may and outcome != BUSY and not poisoned:
+            yield f"it ended as {outcome}, and may as {', '.join(sorted(case.may))}"
+        if not isinstance(answer, Answer):
+            return
+        if told.chunks is not None and told.chunks != answer.text:
+            yield f"its chunks make {told.chunks!r}, and its answer is {answer.text!r}"
+        wrong = {
+            "schema": outcome == "stop" and not schema_kept(answer.text),
+            "regex": outcome == "stop" and not regex_kept(answer.text),
+            "stop string": "e" in answer.text or "qu" in answer.text,
+        }
+        if wrong.get(case.kind):
+            yield f"its text breaks the rule: {answer.text!r}"
+        limit = getattr(case.payload, "max_tokens", math.inf)
+        if answer.tokens_out > limit:
+            yield f"{answer.tokens_out} tokens are more than {limit}"
+
+    def _killed_during(self, told: Told) -> int:
+        return sum(told.began <= at <= told.began + told.took for at in self.kills)
+
+    def _compare(self, told: Told) -> None:
+        """Under a name for what is asked, the first answer is the measure of the others."""
+        assert told.case.same is not None
+        value = told.value
+        seen = (value.text, value.finish) if isinstance(value, Answer) else value
+        alone = self.alone.setdefault(told.case.same, seen)
+        if alone is seen:
+            return
+        self.compared += 1
+        if isinstance(seen, Embeddings) and isinstance(alone, Embeddings):
+            same = _near(alone, seen)
+        else:
+            same = alone == seen
+        if not same:
+            self.mismatches.append(f"{told.case.kind} {told.id}: {seen!r:.200} and alone {alone!r:.200}")
+
+    # Judging
+
+    def outcomes(self, rows: Mapping[tuple[str, str], TaskState]) -> Verdict:
+        """Each request has one outcome, which its caller was told; `rows` is what the broker holds."""
+        lost = [key for key in self.told if key not in rows]
+        strange = [key for key in rows if key not in self.told]
+        other = [
+            f"{key[1]} is {state.name} and {self.told[key].outcome} was told"
+            for key, state in rows.items()
+            if key in self.told and state not in self._states(self.told[key])
+        ]
+        seen = (
+            f"{len(rows):,} outcomes of {len(self.told):,} requests, {len(lost)} lost, {len(strange)} doubled"
+        )
+        self.faults += other
+        return Verdict(
+            "one outcome each", not (lost or strange or other), f"{seen}, {len(other)} told otherwise"
+        )
+
+    def _states(self, told: Told) -> set[TaskState]:
+        if told.outcome in ANSWERED:
+            return {TaskState.COMPLETED}
+        return _STATES.get(told.outcome, {TaskState.REJECTED, TaskState.FAILED})
+
+    def behaved(self) -> Verdict:
+        """Nothing came of a request that may not."""
+        return Verdict("nothing unexpected", not self.faults, f"{len(self.faults)} faults")
+
+    def same_answers(self) -> Verdict:
+        """An answer does not depend on who else is answered."""
+        seen = f"{len(self.mismatches)} of {self.compared:,} differ"
+        return Verdict("answers as alone", not self.mismatches, seen)
+
+    def steady(self, name: str, *, warm: float, bound: float) -> Verdict:
+        """The slope of memory behind the moment `warm`, of the median through all pairs (Theil and Sen).
+
+        `bound` is in megabytes per 10,000 requests.
+        """
+        taken = [each for each in self.memory if each.at >= warm]
+        points = [(each.at, getattr(each, name)) for each in taken if getattr(each, name)]
+        points = points[:: max(1, len(points) // 200)]
+        if len(points) < 10:
+            return Verdict(f"memory of the {name}", True, "too short to say")
+        slopes = [(b - a) / (t - s) for i, (s, a) in enumerate(points) for t, b in points[i + 1 :]]
+        rate = sum(told.began >= warm for told in self.told.values()) / (points[-1][0] - points[0][0])
+        growth = statistics.median(slopes) / max(rate, 1e-9) * 10_000
+        seen = f"{growth:+.1f} MB in 10,000 requests, {bound:g} allowed"
+        return Verdict(f"memory of the {name}", growth <= bound, seen)
+
+    # Telling
+
+    def lines(self) -> Iterator[str]:
+        """What was asked, what came of it, how long it took, what was held."""
+        kinds: dict[str, Counter[str]] = defaultdict(Counter)
+        for told in self.told.values():
+            kinds[told.case.kind][told.outcome] += 1
+        for kind, counts in sorted(kinds.items()):
+            parts = ", ".join(f"{outcome} {count:,}" for outcome, count in counts.most_common())
+            yield f"{kind:<22}{counts.total():>7,}  {parts}"
+        answers = [told.value for told in self.told.values() if isinstance(told.value, Answer)]
+        answered = [told.took for told in self.told.values() if told.outcome in ANSWERED]
+        yield _percentiles("waited", [answer.waited for answer in answers])
+        yield _percentiles("first token", [answer.first_token for answer in answers])
+        yield _percentiles("answered", answered)
+        yield f"tokens of answers     {sum(answer.tokens_out for answer in answers):>7,}"
+        for name in ("agent", "engine"):
+            held = [getattr(each, name) for each in self.memory if getattr(each, name)]
+            if held:
+                parts = ", ".join(f"{held[at]:.0f}" for at in (0, len(held) // 2, -1))
+                when = "at the start, in the middle, at the end"
+                yield f"MB of the {name:<12}{parts} {when}; {max(held):.0f} at most"
+        for title, notes in (("FAULT", self.faults), ("MISMATCH", self.mismatches)):
+            yield from (f"{title} {note}" for note in notes[:_MOST_NOTES])
+            if len(notes) > _MOST_NOTES:
+                yield f"{title} … {len(notes) - _MOST_NOTES:,} more"
+
+
+def _percentiles(title: str, values: Sequence[float]) -> str:
+    if not values:
+        return f"{title:<22}nothing"
+    parts = ", ".join(f"{share:.0%} {percentile(values, share):.3f}" for share in _SHARES)
+    return f"{title:<22}{parts} s"
+
+
+def _near(one: Embeddings, other: Embeddings) -> bool:
+    pairs = [
+        pair for a, b in zip(one.vectors, other.vectors, strict=False) for pair in zip(a, b, strict=True)
+    ]
+    return len(one.vectors) == len(other.vectors) and all(abs(a - b) <= _NEAR for a, b in pairs)
+
+
+def _slim(value: object) -> object:
+    """Without what takes room and is compared already."""
+    if isinstance(value, Answer):
+        return msgspec.structs.replace(value, text="", logprobs=(), value=None)
+    return None
