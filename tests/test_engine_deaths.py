@@ -1,7 +1,7 @@
 """The real engine, killed wherever it may be: every answer is what it would have been.
 
-An engine that is fast, or an agent that is slow, may have said all before the signal comes: then the answer is
-right too, so how often it was started again is not asked.
+An engine that is fast, or an agent that is slow, may have said all before the signal comes: then the answer
+is right too, so how often it was started again is not asked.
 """
 
 from __future__ import annotations
