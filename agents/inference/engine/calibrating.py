@@ -19,7 +19,7 @@ from xnai.agents.inference.engine.machine import Neighbours, cpus
 from xnai.agents.inference.engine.speeds import Figures, Speeds
 
 MOST = 16  # sequences that are tried
-_PAYS = 1.1  # twice the sequences pay if together they are faster by so much
+_PAYS = 1.1  # more sequences pay if together they are faster by so much
 _USUAL = 4  # where the machine is too busy to tell
 LENGTH, _PROMPTS, _TIMES = 256, (32, 128), 3
 _CALM = 0.15  # of the cores are busy with something else, at most
@@ -73,7 +73,7 @@ def figures_of(path: Path, weights: Weights, way: Way, *, folder: Path | None, m
 
 
 def measure(context: Context) -> Measured:
-    """Computes prompts, and steps of 1, 2, 4, … sequences as long as more of them pay."""
+    """Computes prompts, and steps of 1, 2, 4, … sequences: two may be slower than one, eight faster again."""
     batch = Batch(512)
     random = np.random.default_rng(0)
     speeds = Speeds()
@@ -89,14 +89,14 @@ def measure(context: Context) -> Measured:
 
     for length in _PROMPTS:
         speeds.observe(0, length, 0, timed([length]))
-    best, slots, count = 0.0, 1, 1
+    rates: dict[int, float] = {}
+    count = 1
     while count <= context.sequences and time.monotonic() - started < _LONGEST:
         took = timed([1] * count)
         speeds.observe(count, 0, 0, took)
-        if count / took < _PAYS * best:
-            break
-        best, slots = count / took, count
+        rates[count] = count / took
         count *= 2
+    slots = min(count for count, rate in rates.items() if rate * _PAYS >= max(rates.values()))
     # The time that this process computed would not tell: short waits at barriers are spent asleep.
     calm = others.cores() <= _CALM * cpus()
     return Measured(slots=slots if calm else max(slots, _USUAL), speeds=speeds.figures, calm=calm)

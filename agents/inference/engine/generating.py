@@ -194,10 +194,7 @@ class TextModel:
         """The batch; a prefix that was found at the start has made prompts shorter than planned."""
         batch = self._batch
         batch.clear()
-        for id, planned in rows:
-            request = self.requests.get(id)
-            if request is None or request.job.phase is not Phase.RUNNING:
-                continue
+        for request, planned in self._in_order(rows):
             todo, held = request.job.todo, request.held
             if todo:
                 count = min(planned or 1, todo)
@@ -209,6 +206,17 @@ class TextModel:
                 guess = self._guess(request) if len(rows) == 1 else ()
                 row = batch.add((request.next, *guess), held, request.sequence, wanted=1 + len(guess))
                 yield Row(request, 1 + len(guess), row, guess)
+
+    def _in_order(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Answering, int]]:
+        """Answers before prompts, and neighbours beside each other: llama.cpp computes those together."""
+        found = [
+            (self.requests[id], planned)
+            for id, planned in rows
+            if id in self.requests and self.requests[id].job.phase is Phase.RUNNING
+        ]
+        if len(found) > 1:
+            found.sort(key=lambda row: (row[0].job.todo > 0, row[0].sequence))
+        return found
 
     def _guess(self, request: Answering) -> Sequence[int]:
         """Only where one request runs: rows of unequal length are computed one after the other."""

@@ -21,6 +21,7 @@ _NEARLY = (
 )
 _CHANCE = 0.25  # that what is evicted is asked for again
 _LEAST = 64  # tokens worth a save
+_APART = 0.1  # seconds that an answer takes longer if it is computed by itself, about
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,12 +166,11 @@ class Streams:
     def _place(self, prompt: Tokens, source: _Sequence | None, keep: int) -> Opening:
         """A sequence that is free, or made free, and how the beginning gets there."""
         evicted: tuple[Evicted, ...] = ()
-        if not self._free:
-            victim = next(self._victims())
+        seq = self._room()
+        if (victim := self._sequences.get(seq)) is not None:
             if source and (victim, keep) in self._tree.holders(prompt[:-1]):  # as good, and free of cost
                 return self._take(victim, keep)
             evicted = (self._evict(victim),)
-        seq = min(self._free)
         self._free.remove(seq)
         if source is None or (source.key and seq in self._copying):
             return Opening(seq=seq, evicted=evicted)
@@ -179,6 +179,22 @@ class Streams:
             return Opening(seq=seq, keep=keep, restore=source.key, evicted=evicted)
         self._copying |= {seq, source.seq}
         return Opening(seq=seq, keep=keep, copy_from=source.seq, evicted=evicted)
+
+    def _room(self) -> int:
+        """A free sequence, or one to evict: beside one that runs if that costs little.
+
+        llama.cpp computes neighbours together, and all others one after the other.
+        """
+        running = {seq for seq, sequence in self._sequences.items() if not sequence.kept}
+        beside = {seq + step for seq in running for step in (-1, 1)}
+        if free := self._free & beside:
+            return min(free)
+        victims = list(self._victims())
+        for victim in victims:
+            worth = victim.length * self.costs.prefill * _CHANCE
+            if victim.seq in beside and not victim.pinned and worth < _APART:
+                return victim.seq
+        return min(self._free) if self._free else victims[0].seq
 
     # What is in the KV cache
 
