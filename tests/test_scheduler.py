@@ -84,6 +84,19 @@ def test_an_urgent_prompt_is_not_read_together_with_one_below_it() -> None:
     assert urgent.first == alone(new_job(2, prompt=64)).first
 
 
+def test_after_a_step_for_an_urgent_prompt_alone_the_answers_come_first() -> None:
+    engine = Engine(Limits(slots=3))
+    answer = engine.send(new_job(1, limit=50))
+    engine.send(new_job(2, prompt=62, lane=URGENT, limit=2, arrived=0.2))
+    engine.send(new_job(3, prompt=4, lane=BACKGROUND, arrived=0.2))
+    steps: list[list[tuple[int, int]]] = []
+    engine.watch = lambda made: steps.append(made.rows)
+    engine.run()
+    urgent = steps.index([(2, 62)])
+    assert steps[urgent + 1] == [(1, 0), (2, 0)]
+    assert answer.longest_gap <= LIMITS.gap
+
+
 def test_a_prompt_in_a_slot_moves_while_urgent_prompts_never_end() -> None:
     engine = Engine(Limits(slots=2, aging=1.0, share=1000))
     below = engine.send(new_job(1, prompt=1000, limit=1, lane=BACKGROUND, pausable=False))

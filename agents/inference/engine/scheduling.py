@@ -147,8 +147,9 @@ def _rows(running: list[Job], speeds: Speeds, now: float, limits: Limits) -> lis
     chunk = speeds.chunk(due - now, first.depth, len(decoding))
     if min(job.lane for job in decoding) < first.lane and now - max(first.served, first.since) < limits.gap:
         return rows  # below an answer, a prompt has every other gap
-    if chunk < limits.least and max(job.served for job in filling) >= oldest:
-        return rows  # the prompts had the last step
+    read = max(job.served for job in filling) >= oldest or max(job.served for job in decoding) > oldest
+    if chunk < limits.least and read:
+        return rows  # the last step was for prompts
     cost = speeds.decode(len(decoding)) * speeds.caution
     room = limits.batch - len(decoding)
     return rows + _chunks(filling, speeds, seconds=due - now - cost, room=room, least=limits.least)
