@@ -67,6 +67,57 @@ def test_an_urgent_request_hardly_feels_sixteen_background_answers(slots: int) -
     assert urgent.first <= 1.3 * alone(new_job(99, prompt=64)).first
 
 
+def test_an_urgent_answer_is_not_slowed_to_the_gap_by_a_prompt_below_it() -> None:
+    engine = Engine(LIMITS)
+    engine.send(new_job(1, prompt=4000))
+    urgent = engine.send(new_job(2, lane=URGENT, limit=50, arrived=0.5))
+    engine.run()
+    usual = alone(new_job(2, limit=50)).tokens
+    assert urgent.tokens[-1] - urgent.tokens[0] <= 3 * (usual[-1] - usual[0])
+
+
+def test_an_urgent_prompt_is_not_read_together_with_one_below_it() -> None:
+    engine = Engine(LIMITS)
+    engine.send(new_job(1, prompt=1000))
+    urgent = engine.send(new_job(2, prompt=64, lane=URGENT))
+    engine.run()
+    assert urgent.first == alone(new_job(2, prompt=64)).first
+
+
+def test_after_a_step_for_an_urgent_prompt_alone_the_answers_come_first() -> None:
+    engine = Engine(Limits(slots=3))
+    answer = engine.send(new_job(1, limit=50))
+    engine.send(new_job(2, prompt=62, lane=URGENT, limit=2, arrived=0.2))
+    engine.send(new_job(3, prompt=4, lane=BACKGROUND, arrived=0.2))
+    steps: list[list[tuple[int, int]]] = []
+    engine.watch = lambda made: steps.append(made.rows)
+    engine.run()
+    urgent = steps.index([(2, 62)])
+    assert steps[urgent + 1] == [(1, 0), (2, 0)]
+    assert answer.longest_gap <= LIMITS.gap
+
+
+def test_a_prompt_in_a_slot_moves_while_urgent_prompts_never_end() -> None:
+    engine = Engine(Limits(slots=2, aging=1.0, share=1000))
+    below = engine.send(new_job(1, prompt=1000, limit=1, lane=BACKGROUND, pausable=False))
+    for id in range(2, 300):
+        engine.send(new_job(id, prompt=200, limit=1, lane=URGENT, arrived=0.01))
+    engine.run(until=10.0)
+    assert below.read >= 8 * 100
+
+
+def test_on_a_machine_too_slow_for_the_gap_prompts_and_answers_take_turns() -> None:
+    engine = Engine(Limits(gap=0.01))
+    engine.send(new_job(1, limit=1000))
+    engine.send(new_job(2, prompt=100, arrived=0.5))
+    steps: list[bool] = []
+    engine.watch = lambda made: steps.append(any(tokens for _, tokens in made.rows))
+    while engine.stories[2].job.todo:
+        engine.step()
+    reading = steps[steps.index(True, 30) :]
+    assert reading == [True, False] * (len(reading) // 2) + [True]
+
+
 def test_an_urgent_request_takes_a_slot_and_the_answer_that_yields_goes_on_first() -> None:
     engine = Engine(Limits(slots=2))
     old = engine.send(new_job(1, lane=BACKGROUND))
@@ -304,11 +355,18 @@ def test_starts_are_foretold_about_right() -> None:
 def test_a_surprise_cuts_the_next_chunk_at_once_and_is_forgiven_slowly() -> None:
     speeds = Speeds(MEDIUM)
     usual = speeds.chunk(0.1, 0, 1)
-    speeds.observe(1, usual, 0, 0.2)
+
+    def read(chunk: int, times: float) -> None:
+        truth = Speeds(MEDIUM)
+        speeds.observe(1, chunk, 0, times * (truth.decode(1) + truth.prefill(chunk)))
+
+    for _ in range(60):
+        read(usual, 1.0)
+    read(usual, 2.0)
     cut = speeds.chunk(0.1, 0, 1)
     assert cut < 0.6 * usual
     for _ in range(60):
-        speeds.observe(1, cut, 0, speeds.decode(1) + Speeds(MEDIUM).prefill(cut))
+        read(cut, 1.0)
     assert speeds.chunk(0.1, 0, 1) > 0.9 * usual
 
 
@@ -329,3 +387,45 @@ def test_nothing_is_learned_from_a_step_that_computed_nothing() -> None:
     speeds.observe(1, 0, 0, 0.0)
     assert speeds.figures == Speeds().figures
     assert speeds.prefill(0) == speeds.decode(0) == 0.0
+
+
+def worked_example() -> Engine:
+    engine = Engine(Limits(slots=2))
+    engine.send(new_job(1, 200, 400, sender="nightly", lane=BACKGROUND))
+    engine.send(new_job(2, 1500, 60, sender="writer", arrived=1.0))
+    engine.send(new_job(3, 300, 30, sender="writer", arrived=1.2))
+    engine.send(new_job(4, 60, 30, sender="reader", arrived=1.4))
+    engine.send(new_job(5, 64, 20, sender="person", lane=URGENT, arrived=2.0))
+    return engine
+
+
+def test_the_table_of_the_worked_example_is_what_happens() -> None:
+    engine = worked_example()
+    lengths = {story.job.id: story.job.prompt for story in engine.stories.values()}
+    engine.run()
+    rows = [
+        f"| {job.id} | {job.sender} | {job.lane} | {lengths[job.id]} | {job.limit} | {job.arrived:.1f} "
+        f"| {story.started:.2f} | {story.tokens[0]:.2f} | {story.ended:.2f} |"
+        for story in engine.stories.values()
+        for job in [story.job]
+    ]
+    assert "\n".join(rows) in PAGE.read_text()
+
+
+def test_the_estimates_of_the_worked_example_are_what_is_told() -> None:
+    engine = worked_example()
+    engine.run(until=1.7)
+    text = " ".join(PAGE.read_text().split())
+    next_one, after = positions(engine.jobs, engine.speeds, engine.now, engine.limits)
+    assert (next_one.id, after.id) == (4, 3)
+    told = f"request 4 is told the position 0 and that it starts in {next_one.start:.1f} s, and request 3 "
+    assert f"At {engine.now:.2f}, {told}the position 1 and {after.start:.1f} s." in text
+    job = new_job(9, 100, deadline=engine.now + 1.0)
+    refusal = admit(job, engine.jobs, engine.speeds, now=engine.now, limits=engine.limits)
+    assert refusal is not None
+    assert f"its first token would come after {refusal.first:.1f} s." in text
+    lone, took = alone(new_job(2, 1500)).first, 4.09 - 1.0
+    assert f"would take {lone:.2f} s alone and takes {took:.2f} s" in text
+    writer = engine.stories[2].job
+    engine.run(until=4.63)
+    assert f"the other one {engine.ledger.used(writer):,.0f} tokens" in text

@@ -19,7 +19,7 @@ PROMPT, ANSWER = 400, 30  # tokens, at most
 LONG = 1e9  # seconds: never
 
 # A machine may be busy with something else: how long an example takes says nothing.
-PATIENT = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+PATIENT = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 some_limits = st.builds(
     Limits,
@@ -39,7 +39,7 @@ def jobs(
 ) -> list[tuple[Job, int]]:
     """Jobs with the lengths of their answers."""
     found = []
-    for id in range(draw(st.integers(1, 14))):
+    for id in range(draw(st.integers(1, 10))):
         prompt = draw(st.integers(1, PROMPT))
         sender = draw(st.sampled_from(SENDERS))
         arrived = draw(st.integers(0, 20)) / 10

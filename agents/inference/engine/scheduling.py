@@ -113,7 +113,7 @@ def _overdue(jobs: Jobs, running: Iterable[Job], now: float, *, limits: Limits, 
     """
     if jobs.turns < limits.share - 1 or any(job.aged for job in running):
         return None
-    waiting = (job for job in jobs.waiting if job.lane != URGENT and job.id not in gone)
+    waiting = (job for job in jobs.waiting if job.id not in gone)
     oldest = min(waiting, key=lambda job: (job.since, job.lane, job.id), default=None)
     return oldest if oldest is not None and now - oldest.since > limits.aging else None
 
@@ -139,15 +139,17 @@ def _rows(running: list[Job], speeds: Speeds, now: float, limits: Limits) -> lis
     first = filling[0]
     oldest = min(job.served for job in decoding)
     due = min(job.served + MARGIN * _gap(job, limits) for job in decoding)
-    chunk = speeds.chunk(due - now, first.depth, len(decoding))
-    if first.unread <= chunk and all(job.lane > first.lane for job in decoding):
-        # The answers below it still have their tokens in time, a step later, and its own comes sooner.
-        return [(first.id, min(first.unread, limits.batch))]
+    # The answers below it have their tokens in time in the step after it, in which its own goes on too.
+    fits = min(limits.batch, speeds.chunk(due - now, first.depth, len(decoding) + 1))
+    if first.unread <= fits and all(job.lane > first.lane for job in decoding):
+        return [(first.id, first.unread)]
     rows = [(job.id, 0) for job in decoding]
+    chunk = speeds.chunk(due - now, first.depth, len(decoding))
     if min(job.lane for job in decoding) < first.lane and now - max(first.served, first.since) < limits.gap:
         return rows  # below an answer, a prompt has every other gap
-    if chunk < limits.least and max(job.served for job in filling) >= oldest:
-        return rows  # the prompts had the last step
+    read = max(job.served for job in filling) >= oldest or max(job.served for job in decoding) > oldest
+    if chunk < limits.least and read:
+        return rows  # the last step was for prompts
     cost = speeds.decode(len(decoding)) * speeds.caution
     room = limits.batch - len(decoding)
     return rows + _chunks(filling, speeds, seconds=due - now - cost, room=room, least=limits.least)
