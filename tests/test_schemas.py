@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +47,12 @@ def test_a_keyword_outside_the_subset_is_refused_by_name_and_place(keyword: str)
 def test_what_says_nothing_about_values_is_accepted() -> None:
     schema = {"$id": "https://example.org/x", "type": "integer"} | dict.fromkeys(ANNOTATIONS, "x")
     assert json.loads(schema_rule(schema).text) == schema
+
+
+def test_the_documentation_lists_every_keyword() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "structured-output.md").read_text()
+    listed = set(re.findall(r"`([^`\n]+)`", page))
+    assert (ANNOTATIONS | KEYWORDS.keys()) - listed == set()
 
 
 def test_names_of_properties_are_no_keywords() -> None:

@@ -254,8 +254,8 @@ GRAMMARS = {
 }
 
 
-# All but bytes beyond ASCII: llama.cpp also allows some that begin no character.
-COMPARED = [*range(5 + 128), *range(261, len(WORDS))]
+# llama.cpp also allows bytes that begin no character, and control words inside a text.
+COMPARED = [*ENDS, *range(5, 5 + 128), *range(261, len(WORDS))]
 
 
 def allowed_by_llama(sampler: Any, count: int) -> list[bool]:

@@ -36,23 +36,10 @@ _WIDEST = 64  # blanks of an indentation
 
 _LIGHT = ("count", "d", "default", "first", "last", "length")  # whose work does not grow
 _FILTERS = (
-    *(
-        "abs",
-        "capitalize",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "first",
-        "float",
-        "int",
-        "items",
-    ),
-    *("join", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace"),
-    *("reverse", "round", "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique"),
-    *("upper", "indent"),
+    *("abs", "capitalize", "dictsort", "e", "escape", "float", "int", "items", "join"),
+    *("list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse"),
+    *("round", "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim"),
+    *("unique", "upper", "indent"),
 )
 _METHODS: dict[type, set[str]] = {
     str: {
