@@ -13,7 +13,7 @@ from xnai.agents.inference.requests import ChatMessage, Tool, ToolCall
 from xnai.agents.inference.sandbox import FUEL, LONGEST, Sandbox
 
 _BREAK = "\ufdd0"  # a code point that Unicode keeps out of all text
-_TIMES = 16  # that a template may look at, copy or write all that it is given
+_TIMES = 32  # that a template may look at, copy or write all that it is given
 _TOOLS = re.compile(r"\btools\b")
 
 
@@ -24,6 +24,7 @@ class ChatTemplate:
     text: a control word in them is cut in two, and stays mere text.
 
     Attributes:
+        source: as it was given.
         knows_tools: whether it can show tools to the model.
     """
 
@@ -33,6 +34,7 @@ class ChatTemplate:
             raise TemplateFailed("the model has no chat template: give it a prompt, not messages")
         if len(source) > LONGEST:
             raise TemplateFailed(f"the model's chat template has {len(source)} characters, over {LONGEST}")
+        self.source = source
         self.knows_tools = bool(_TOOLS.search(source))
         self._sandbox = Sandbox()
         try:
@@ -68,7 +70,7 @@ class ChatTemplate:
         }
         try:
             self._sandbox.fuel = FUEL + _TIMES * self._sandbox.weight([given["messages"], given["tools"]])
-            text = self._template.render(**given, documents=None, add_generation_prompt=True, **self._words)
+            text = self._template.render(**given, add_generation_prompt=True, **self._words)
         except Exception as error:  # foreign code: it may divide by zero, recurse, look past an end
             raise TemplateFailed(
                 f"the model's chat template refuses these messages: {_short(error)}"

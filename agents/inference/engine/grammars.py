@@ -115,7 +115,7 @@ class _Reader:
         elif kind == "class":
             spelled = self._class(spelled[1:-1])
         elif kind == "any":
-            spelled = "/(?s:.)/"
+            spelled = "/[^\\x{0}]/"
         elif kind == "name":
             spelled = self._names.setdefault(spelled, f"rule_{len(self._names)}")
         else:
@@ -139,9 +139,10 @@ class _Reader:
             at += 1
         if not spans:
             if negated:
-                return "/(?s:.)/"
+                return "/[^\\x{0}]/"
             raise self._wrong("a character in the brackets")
-        return f"/[{'^' * negated}{''.join(spans)}]/"
+        spelled = "".join(spans)
+        return f"/[^\\x{{0}}{spelled}]/" if negated else f"/[{spelled}]/"
 
     def _repetition(self) -> str:
         spelled = self._take("repeat", "a repetition").replace(" ", "")

@@ -7,6 +7,7 @@ been there, and a token that is accepted costs a thirtieth of a millisecond, wha
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,13 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.llamacpp import lltokenizer_from_vocab
 from numpy.typing import NDArray
 
 from xnai.agents.inference.engine.grammars import to_lark
 from xnai.agents.inference.errors import RuleInvalid
 from xnai.agents.inference.frames import Rule
+
+_NOT_TEXT = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 
 LONGEST = 1 << 20
 """Characters of a rule."""
@@ -45,7 +47,7 @@ class Rulebook:
         self._limits = {
             "json_schema": _limits(items=50_000, row=2_000),
             "regex": _limits(items=50_000, row=2_000),
-            "grammar": _limits(items=150_000, row=100),
+            "grammar": _limits(items=150_000, row=200),
         }
 
     def start(self, rule: Rule, said: Sequence[int] = ()) -> Matcher:
@@ -79,7 +81,7 @@ class Rulebook:
             raise RuleInvalid(f"the {name} cannot be read: {_first_line(str(error))}") from error
         if found.is_error():
             raise RuleInvalid(f"the {name} cannot be kept: {_first_line(found.get_error())}")
-        matcher = Matcher(found, size=tokenizer.vocab_size, name=name)
+        matcher = Matcher(found, tokenizer, name=name)
         matcher.check()
         return matcher
 
@@ -88,15 +90,23 @@ class Rulebook:
             if self._tokenizer is None:
                 count = lib.llama_vocab_n_tokens(self._vocabulary)
                 ends = [token for token in range(count) if lib.llama_vocab_is_eog(self._vocabulary, token)]
-                self._tokenizer = lltokenizer_from_vocab(self._vocabulary, eos_token=ends or None)
+                made: Any = LLTokenizer  # its types leave this way out
+                self._tokenizer = made.from_llamacpp(
+                    tokens=_spellings(self._vocabulary, count),
+                    vocab_ptr=self._vocabulary,
+                    tokenize_fptr=ctypes.cast(lib.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
+                    eos_token=ends or lib.llama_vocab_eos(self._vocabulary),
+                    slices=None,
+                )
             return self._tokenizer
 
 
 class Matcher:
     """Where one text stands in its rule. One thread at a time."""
 
-    def __init__(self, matcher: LLMatcher, *, size: int, name: str) -> None:
-        self._matcher, self._size, self._name = matcher, size, name
+    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, *, name: str) -> None:
+        self._matcher, self._name = matcher, name
+        self._size, self._ends = tokenizer.vocab_size, set(tokenizer.eos_tokens)
         self._bits: NDArray[np.uint8] | None = None  # those of the next token, once they were asked for
         self._tokens = 0
 
@@ -108,23 +118,27 @@ class Matcher:
     @property
     def finished(self) -> bool:
         """Whether the text must end here: no other token is allowed, so none needs to be computed."""
-        return bool(self._matcher.is_stopped())
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def allows(self, token: int) -> bool:
-        """Whether the text may go on, or end, with this token."""
-        if self._bits is not None:
-            return bool(self._bits[token >> 3] >> (token & 7) & 1)
-        allowed = self._matcher.validate_tokens([token]) == 1
-        if not allowed:
-            self._raise()
-        return allowed
+        """Whether the text may go on, or end, with this token.
+
+        Of tokens that spell the same the mask has one; this allows all of them.
+        """
+        if self.finished:
+            return token in self._ends
+        return bool(self._matcher.validate_tokens([token]) == 1)
 
     def advance(self, token: int) -> None:
-        """The text goes on with this token. Raises RuleInvalid if it may not."""
+        """The text goes on, or ends, with this token. Raises RuleInvalid if it may not."""
         self._bits = None
+        if self.finished and token in self._ends:
+            return
         if not self._matcher.consume_token(token):
-            self._raise()
-            raise RuleInvalid(f"token {self._tokens} of the answer does not keep to the {self._name}")
+            reason = _first_line(self._matcher.get_error())
+            raise RuleInvalid(
+                f"token {self._tokens} of the answer does not keep to the {self._name}: {reason}"
+            )
         self._tokens += 1
 
     def choose(self, logits: NDArray[np.float32], token: int) -> int:
@@ -134,41 +148,56 @@ class Matcher:
         """
         if self.allows(token):
             return token
-        allowed = self._allowed()
-        few = np.flatnonzero(allowed)
-        if 8 * len(few) < len(allowed):
-            return int(few[logits[few].argmax()])
-        return int(np.where(allowed, logits, np.float32(-np.inf)).argmax())
+        ceiling = self._ceiling()
+        return int(np.minimum(logits, ceiling, out=ceiling).argmax())
 
     def mask(self, logits: NDArray[np.float32]) -> None:
         """Writes minus infinity over the logits of all tokens that are refused here.
 
         Raises RuleInvalid if the rule has become too costly here, or no token at all keeps it.
         """
-        np.copyto(logits, np.float32(-np.inf), where=~self._allowed())
+        np.minimum(logits, self._ceiling(), out=logits)
 
     def check(self) -> None:
         """Raises RuleInvalid if the text can go no further, nor end. Costs as much as a mask."""
-        self._allowed()
+        self._mask()
 
-    def _allowed(self) -> NDArray[np.bool_]:
-        """For each token of the vocabulary."""
+    def _ceiling(self) -> NDArray[np.float32]:
+        """Plus infinity for each token of the vocabulary that is allowed, minus infinity for the others."""
+        spread = np.take(_SPREAD, self._mask(), axis=0)
+        return spread.reshape(-1)[: self._size]
+
+    def _mask(self) -> NDArray[np.uint8]:
+        """A bit for each token."""
         if self._bits is None:
             words = np.zeros((self._size + 31) // 32, np.uint32)
             self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-            self._raise()
+            if self._matcher.is_error():
+                reason = _first_line(self._matcher.get_error())
+                raise RuleInvalid(f"the {self._name} costs too much behind {self._tokens} tokens: {reason}")
             if not words.any():
                 raise RuleInvalid(f"behind {self._tokens} tokens nothing keeps to the {self._name}")
             self._bits = words.view(np.uint8)
-        return np.unpackbits(self._bits, count=self._size, bitorder="little").view(np.bool_)
-
-    def _raise(self) -> None:
-        if self._matcher.is_error():
-            reason = _first_line(self._matcher.get_error())
-            raise RuleInvalid(f"the {self._name} costs too much behind {self._tokens} tokens: {reason}")
+        return self._bits
 
 
+# For each byte of a mask, least bit first. Looked up by `take`: anything with booleans is three times slower.
+_SPREAD = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, np.inf, -np.inf).astype(np.float32)
 _NAMES = {"json_schema": "JSON Schema", "regex": "regular expression", "grammar": "grammar"}
+
+
+def _spellings(vocabulary: Any, count: int) -> list[bytes]:
+    """The bytes of each token. Those that are no text begin with 0xff, which is how llguidance knows them."""
+    room = 4096
+    buffer = ctypes.create_string_buffer(room)
+    spelled = []
+    for token in range(count):
+        length = lib.llama_token_to_piece(vocabulary, token, buffer, room, 0, True)
+        text = buffer.raw[: max(length, 0)]  # a longer one has never been seen, and is not used
+        kind = lib.llama_vocab_get_attr(vocabulary, token)
+        tag = kind & lib.LLAMA_TOKEN_ATTR_USER_DEFINED and text.startswith(b"<") and text.endswith(b">")
+        spelled.append(b"\xff" + text if tag or kind & _NOT_TEXT else text)
+    return spelled
 
 
 def _limits(*, items: int, row: int) -> LLParserLimits:
@@ -179,7 +208,7 @@ def _limits(*, items: int, row: int) -> LLParserLimits:
         step_max_items=items,
         max_items_in_row=row,
         max_lexer_states=20_000,
-        max_grammar_size=30_000,
+        max_grammar_size=20_000,
         verbose_errors=False,
     )
 
