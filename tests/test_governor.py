@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,8 @@ from xnai.agents.inference.engine.governor import (
     affordable,
     eased,
 )
-from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, busy_cores
+from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, busy_cores, cpus, is_crowded
+from xnai.agents.inference.engine.spinning import Spins
 from xnai.agents.inference.engine.swapping import Standing, make_room
 from xnai.agents.inference.engine.turns import Turns
 
@@ -208,6 +210,35 @@ def test_there_is_always_a_thread_and_never_more_than_allowed(
     assert [governor.look(quiet) for _ in range(20)][-1] == most
 
 
+def test_threads_spin_briefly_at_once_on_a_busy_machine_and_for_long_later_on_a_quiet_one() -> None:
+    governor, short = Governor(2), []
+    for others in (0.1, 1.0, *(0.1,) * 20):
+        governor.look(Look(cores=2, others=others))
+        short.append(governor.short)
+    assert short[:5] == [False, True, True, True, True]
+    assert short[1:] == sorted(short[1:], reverse=True)
+    assert not short[-1]
+
+
+def test_a_team_of_threads_that_do_nothing_is_there_while_the_others_spin_briefly() -> None:
+    spins, before, seen = Spins(), threading.active_count(), []
+    for change in (
+        spins.shorten,
+        spins.shorten,
+        spins.lengthen,
+        spins.lengthen,
+        spins.shorten,
+        spins.lengthen,
+    ):
+        change()
+        seen.append(spins.short)
+        if spins.short:
+            assert len(list(Path("/proc/self/task").iterdir())) > cpus()
+        else:
+            assert threading.active_count() == before
+    assert seen == [True, True, False, False, True, False]
+
+
 def test_as_many_sequences_compute_as_leave_a_step_within_its_bound() -> None:
     def step(count: int) -> float:
         return 0.01 * count
@@ -222,12 +253,12 @@ def test_as_many_sequences_compute_as_leave_a_step_within_its_bound() -> None:
 
 def test_what_is_given_back_grows_while_memory_is_short_and_comes_back_later() -> None:
     pressure = Pressure(GIB)
-    down = [pressure.look(GIB * 2 // 5, 0.0) for _ in range(40)]
+    down = [pressure.look(GIB * 2 // 5, 0.0) for _ in range(80)]
     assert down[0] == HALF_KEPT
     assert down == sorted(down)
     assert down[-1] == NONE_IDLE
     assert [pressure.look(2 * GIB, 0.0) for _ in range(10)] == [NONE_IDLE] * 10
-    up = [pressure.look(2 * GIB, 0.0) for _ in range(400)]
+    up = [pressure.look(2 * GIB, 0.0) for _ in range(800)]
     assert up == sorted(up, reverse=True)
     assert up[-1] == NOTHING
 
@@ -284,6 +315,17 @@ def test_a_machine_that_says_nothing_is_quiet(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/stat").write_text("cpu  1 2 3\n")
     assert Neighbours(tmp_path).cores() == 0.0
+
+
+@pytest.mark.parametrize(("average", "crowded"), [("19.90", False), ("85.36", True)])
+def test_whether_others_wait_for_the_processor_is_read_from_the_kernel(
+    tmp_path: Path, average: str, *, crowded: bool
+) -> None:
+    assert not is_crowded(tmp_path)
+    path = tmp_path / "proc/pressure/cpu"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"some avg10={average} avg60=0.00 avg300=0.00 total=1000\n")
+    assert is_crowded(tmp_path) is crowded
 
 
 def test_waiting_for_memory_is_read_from_the_kernel(tmp_path: Path) -> None:

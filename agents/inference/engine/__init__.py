@@ -3,6 +3,8 @@
 import os
 
 # llama.cpp's threads meet at a barrier many times a token, and spin there. Where something else wants the
-# cores too, those that wait take them from those that are waited for, which leaves a third of the speed with
-# two threads on two busy cores. OpenMP reads this when it is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# cores too, those that wait take them from those that are waited for: with the 300,000 rounds that OpenMP
+# spins by itself, two threads on two busy cores fall to a twentieth of the speed that they have with 100
+# (`spinning` switches to them while the machine is busy). This is between, for the second until that is
+# noticed. OpenMP reads it when it is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -1,9 +1,9 @@
 """How many threads and sequences compute on a machine that others use too: pure, no clock.
 
 llama.cpp's threads wait for each other some hundred times a token. One that is not running, because another
-process has its core, holds up all: two threads on two cores with two busy neighbours may be slower than one.
-Whether they are depends on the machine, so it is tried: fewer threads where the machine is busy and the
-engine slow, back again where that was no faster, and more once the others are gone.
+process has its core, holds up all: first of all those that wait must not spin. Whether fewer threads are
+faster depends on the machine, so it is tried: fewer where it is busy and the engine slow, back again where
+that was no faster, and more once the others are gone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import msgspec
 SLOW = 0.7  # of the speed on a quiet machine, below which fewer threads are tried
 ROOM = 0.35  # cores that others may use beside all threads
 BETTER = 1.05  # fewer threads stay if they are so much faster
-_BUSY, _TRIAL, _CALM = 2, 3, 3  # looks before a step down, of its trial, and before a step up
-_AGAIN, _LONGEST = 15, 240  # looks before what failed is tried again, doubled each time
+_BUSY, _TRIAL, _CALM = 3, 4, 4  # looks before a step down, of its trial, and before a step up
+_LONG = 6  # looks on a quiet machine before threads spin for long again
+_AGAIN, _LONGEST = 30, 480  # looks before what failed is tried again, doubled each time
 _MOST_PACE = 2.0
 
 
@@ -41,11 +42,13 @@ class Governor:
     Attributes:
         threads: to use now.
         strained: the machine is busy and the engine slow.
+        short: threads that wait should not spin for long.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, short: bool = False) -> None:
         self.threads = self._most = most
-        self.strained = False
+        self.strained, self.short = False, short
+        self._quiet = 0
         self._busy = self._calm = self._pause = 0
         self._lasting = _AGAIN
         self._paces: list[float] = []
@@ -57,6 +60,11 @@ class Governor:
         slow = seen.pace is not None and seen.pace < SLOW
         self.strained = (crowded or self.threads < self._most) and slow
         self._pause = max(0, self._pause - 1)
+        self._quiet = 0 if crowded else self._quiet + 1
+        if self.short != crowded and (crowded or self._quiet >= _LONG):
+            self.short = crowded
+            if crowded:
+                return self.threads  # what was seen was seen with long spins
         if self._trial:
             self._judge(seen)
         elif crowded and slow and seen.pace is not None and self.threads > 1:
@@ -126,8 +134,8 @@ NOTHING, HALF_KEPT, NONE_KEPT, HALF_SLOTS, ONE_SLOT, NONE_IDLE = range(6)
 them, half of those that compute, all but one, and the models that have no requests."""
 
 _STALL = 0.1  # of the time somebody waited for memory
-_STEPS = 5  # looks between two steps
-_RELIEF, _LONGEST_RELIEF = 30, 480  # looks without pressure before a step back, doubled when it was too soon
+_STEPS = 10  # looks between two steps
+_RELIEF, _LONGEST_RELIEF = 60, 960  # looks without pressure before a step back, doubled when it was too soon
 
 
 class Pressure:

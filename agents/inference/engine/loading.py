@@ -150,6 +150,7 @@ class Opener:
         self._setup, self._abort, self._emit, self._clock = setup, abort, emit, clock
         self._folder = Path(setup.folder) if setup.folder else None
         self._ledger = Ledger()
+        self._measured: dict[Open, Measured] = {}
 
     def load(self, wanted: Open, info: GgufInfo, weights: Weights, bounds: Bounds) -> Loaded:
         """A model whose weights are in memory, with its contexts. The caller closes the weights behind it.
@@ -166,14 +167,22 @@ class Opener:
             found = Loaded(wanted, info, weights, measured=None, now=self._clock())
             self._open_vectors(found)
             return found
-        most = most_sequences(info, LENGTH, MOST, bounds.room, flash=wanted.fast) if bounds.alone else 0
-        measured = figures_of(
-            Path(wanted.path), weights, Way(self.most_threads, wanted.fast), folder=self._folder, most=most
-        )
+        measured = self._measure(wanted, info, weights, bounds)
         found = Loaded(wanted, info, weights, measured=measured, now=self._clock())
         found.full = wanted.slots or measured.slots, wanted.kept
         size = fitted(wanted, info, eased(bounds.level, *found.full), room=bounds.room)
         self._open_text(found, measured, size, Speeds(measured.speeds))
+        return found
+
+    def _measure(self, wanted: Open, info: GgufInfo, weights: Weights, bounds: Bounds) -> Measured:
+        """What the model costs: as measured before, or now if nothing else computes."""
+        if known := self._measured.get(wanted):
+            return known
+        most = most_sequences(info, LENGTH, MOST, bounds.room, flash=wanted.fast) if bounds.alone else 0
+        way = Way(self.most_threads, wanted.fast)
+        found = figures_of(Path(wanted.path), weights, way, folder=self._folder, most=most)
+        if most:
+            self._measured[wanted] = found
         return found
 
     def resize(self, found: Loaded, size: tuple[int, int]) -> None:

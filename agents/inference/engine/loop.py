@@ -18,8 +18,9 @@ from xnai.agents.inference.engine.governor import ROOM, Governor, Look, Pressure
 from xnai.agents.inference.engine.jobs import URGENT, Phase
 from xnai.agents.inference.engine.llama import Abort
 from xnai.agents.inference.engine.loading import Loaded, Opener
-from xnai.agents.inference.engine.machine import Neighbours, Stalls, cpus
+from xnai.agents.inference.engine.machine import Neighbours, Stalls, cpus, is_crowded
 from xnai.agents.inference.engine.models import Arrival, Models
+from xnai.agents.inference.engine.spinning import Spins
 from xnai.agents.inference.engine.turns import Turns
 from xnai.agents.inference.errors import InferenceError
 from xnai.agents.inference.frames import (
@@ -37,7 +38,7 @@ from xnai.agents.inference.memory import available
 from xnai.protocol.errors import InvalidPayload
 
 _log = logging.getLogger(__name__)
-_LOOK, _IDLE_LOOK = 1.0, 5.0  # seconds between two looks at the machine
+_LOOK, _IDLE_LOOK = 0.5, 5.0  # seconds between two looks at the machine
 _LEAST = 0.1  # seconds of computing that tell a speed
 _QUIET = 0.2  # what a new pace on the quiet machine weighs against earlier ones
 
@@ -62,7 +63,8 @@ class Engine:
             setup, opener, emit=self._out.append, flush=self._flush, wake=self._wake, clock=clock
         )
         self._turns = Turns()
-        self._governor = Governor(opener.threads)
+        self._governor, self._spins = Governor(opener.threads, short=is_crowded()), Spins()
+        self._spin()
         self._pressure = Pressure(self.models.reserve)
         self._neighbours, self._stalls = Neighbours(), Stalls()
         self._gap = setup.gap
@@ -186,6 +188,7 @@ class Engine:
             self.models.opener.threads = threads
             for each in self.models.loaded():
                 each.model.context.use(threads)
+        self._spin()
         for each in self.models.loaded():
             self._limit(each)
         mapped = sum(each.weights.mapped for each in self.models.loaded())
@@ -196,6 +199,12 @@ class Engine:
             _log.warning(
                 "memory is short" if level > before else "memory is less short", extra={"level": level}
             )
+
+    def _spin(self) -> None:
+        if self._governor.short:
+            self._spins.shorten()
+        else:
+            self._spins.lengthen()
 
     def _speed(self) -> float:
         """The pace since the last look, of all models; 0 if too little was computed."""

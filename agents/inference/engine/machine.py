@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+_CROWDED = 20.0  # percent
+
 
 class Times(NamedTuple):
     """Seconds so far: of all cores at work or taken by other machines, of this process, and of the clock."""
@@ -55,6 +57,15 @@ def _busy(root: Path) -> float:
 def cpus() -> int:
     """The CPUs that this process may use; hardware threads of one core count each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_crowded(root: Path = Path("/")) -> bool:
+    """Whether something waited for a CPU for a fifth of the last ten seconds (PSI); False without PSI."""
+    try:
+        said = re.search(r"^some avg10=([0-9.]+)", (root / "proc/pressure/cpu").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return said is not None and float(said[1]) >= _CROWDED
 
 
 class Stalls:
