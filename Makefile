@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench docs lock clean
+.PHONY: help setup demo test check format bench soak docs lock clean
 
 help: ## these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,9 @@ format: setup ## put the code into its form
 
 bench: setup ## measure against the floor; NAME=start of a name
 	@$(BIN)/python -m benchmarks $(NAME)
+
+soak: setup ## ask the shared model for everything at once, for ten minutes or SECONDS, and look for what broke
+	@$(BIN)/python -m benchmarks.soak $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 docs: setup ## build site/
 	@$(BIN)/mkdocs build --strict

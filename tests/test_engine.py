@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,6 +207,18 @@ def test_an_answer_goes_on_behind_what_was_said(talker: EngineProcess) -> None:
         assert text.endswith(text_of(rest))
         assert end_of(rest).tokens_out == len(tokens)
         assert end_of(rest).tokens_in == end_of(frames).tokens_in
+
+
+@pytest.mark.parametrize("rule", [None, Rule("regex", "[a-z ]{200}")], ids=["freely", "by a rule"])
+def test_by_the_same_seed_an_answer_goes_on_as_it_would_have(
+    talker: EngineProcess, rule: Rule | None
+) -> None:
+    sampling = Sampling(temperature=0.9, seed=7)
+    asked: dict[str, Any] = {"sampling": sampling, "rule": rule, "cache": False}
+    tokens = tokens_of(talker.end(talker.begin("the thing", 24, **asked)))
+    for said in (1, 5, len(tokens) - 1):
+        rest = talker.end(talker.begin("the thing", 24, said=tokens[:said], **asked))
+        assert tokens_of(rest) == tokens[said:]
 
 
 def test_half_a_character_that_was_said_is_not_lost(talker: EngineProcess) -> None:

@@ -18,6 +18,8 @@ from xnai.protocol import TaskState
 
 ANSWERED = frozenset({"stop", "length", "incomplete", "tool", "deadline", "vectors", "counted", "seen"})
 _MOST_NOTES = 20
+_FEWEST, _SHORTEST = 20, 90.0  # samples, and seconds, from which a slope is one
+_YOUNG = 15.0  # seconds in which an engine grows to its size
 _NEAR = 1e-3  # how far a number of a vector may be from what it was alone
 _SHARES = (0.5, 0.9, 0.99, 1.0)
 POISON = "refused poison"
@@ -114,7 +116,8 @@ class Book:
         else:
             same = alone == seen
         if not same:
-            self.mismatches.append(f"{told.case.kind} {told.id}: {seen!r:.200} and alone {alone!r:.200}")
+            killed = ", when the engine was killed" if self._killed_during(told) else ""
+            self.mismatches.append(f"{told.case.kind} {told.id}: {seen!r:.200}, alone {alone!r:.200}{killed}")
 
     # Judging
 
@@ -152,13 +155,17 @@ class Book:
     def steady(self, name: str, *, warm: float, bound: float) -> Verdict:
         """The slope of memory behind the moment `warm`, of the median through all pairs (Theil and Sen).
 
-        `bound` is in megabytes per 10,000 requests.
+        `bound` is in megabytes per 10,000 requests. Engines that have just been started do not count.
         """
-        taken = [each for each in self.memory if each.at >= warm]
-        points = [(each.at, getattr(each, name)) for each in taken if getattr(each, name)]
+        born: dict[int, float] = {}
+        points = [
+            (each.at, getattr(each, name))
+            for each in self.memory
+            if each.at >= max(warm, born.setdefault(each.process, each.at) + _YOUNG)
+        ]
         points = points[:: max(1, len(points) // 200)]
-        if len(points) < 10:
-            return Verdict(f"memory of the {name}", True, "too short to say")
+        if len(points) < _FEWEST or points[-1][0] - points[0][0] < _SHORTEST:
+            return Verdict(f"memory of the {name}", holds=True, seen="too short to say")
         slopes = [(b - a) / (t - s) for i, (s, a) in enumerate(points) for t, b in points[i + 1 :]]
         rate = sum(told.began >= warm for told in self.told.values()) / (points[-1][0] - points[0][0])
         growth = statistics.median(slopes) / max(rate, 1e-9) * 10_000
@@ -182,7 +189,7 @@ class Book:
         yield _percentiles("answered", answered)
         yield f"tokens of answers     {sum(answer.tokens_out for answer in answers):>7,}"
         for name in ("agent", "engine"):
-            held = [getattr(each, name) for each in self.memory if getattr(each, name)]
+            held = [getattr(each, name) for each in self.memory]
             if held:
                 parts = ", ".join(f"{held[at]:.0f}" for at in (0, len(held) // 2, -1))
                 when = "at the start, in the middle, at the end"

@@ -41,7 +41,7 @@ _BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"prompt": "a", "regex": "a", "grammar": 'root ::= "a"'}, "invalid_payload"),
     ({"prompt": "a", "regex": "("}, "rule_invalid"),
     ({"prompt": "a", "json_schema": {"type": "nonsense"}}, "rule_invalid"),
-    ({"prompt": "a", "model": "nobody"}, "model_unknown"),
+    ({"prompt": "a", "model": "nobody"}, "unknown_model"),
 )
 
 
@@ -83,26 +83,26 @@ class Mix:
         self._random = random.Random(seed)
         self._context, self._queue = context, queue
         self._numbers = 0
-        self._systems = [self._text(60) for _ in range(3)]
+        self._systems = [self._text(40) for _ in range(3)]
         self.references = [
             *(self._reference(number) for number in range(_REFERENCES)),
             *(self._embedding(number) for number in range(8)),
             *(self._counting(number) for number in range(8)),
         ]
         kinds: dict[Callable[[], list[Case]], float] = {
-            self._again: 38,
+            self._again: 50,
             self._fresh: 12,
             self._conversation: 6,
             self._identical: 1.5,
             self._canceled_in_the_queue: 3,
             self._canceled_in_the_prompt: 2,
-            self._canceled_in_the_answer: 2,
+            self._canceled_in_the_answer: 1.5,
             self._left_stream: 4,
             self._left_call: 2,
             self._too_late: 3,
-            self._too_long: 2,
-            self._bad: 4,
-            self._looking: 2,
+            self._too_long: 1.5,
+            self._bad: 5,
+            self._looking: 3,
             self._burst: 0.25,
         }
         self._kinds, self._weights = list(kinds), list(kinds.values())
@@ -141,7 +141,7 @@ class Mix:
         tokens = self._random.randint(4, 12)
         fields = {"max_tokens": tokens, "cache": False, **fields}
         if number % 3:
-            request = GenerateRequest(prompt=self._unique(self._random.randint(3, 60)), **fields)
+            request = GenerateRequest(prompt=self._unique(self._random.randint(2, 25)), **fields)
         else:
             request = GenerateRequest(messages=self._turns(number % 9), **fields)
         return Case(kind=kind, payload=request, same=f"text {number}", may=may)
@@ -174,8 +174,11 @@ class Mix:
         return [again]
 
     def _fresh(self) -> list[Case]:
-        words = self._random.choice((4, 10, 20, 40, 120))
-        fields = {"temperature": self._random.choice((0.0, 0.7)), "pin": self._random.random() < 0.05}
+        words = self._random.choice((2, 5, 10, 20, 60))
+        fields: dict[str, Any] = {
+            "temperature": self._random.choice((0.0, 0.7)),
+            "pin": self._random.random() < 0.05,
+        }
         request = GenerateRequest(
             prompt=self._unique(words), max_tokens=self._random.randint(1, 12), **fields
         )
@@ -204,29 +207,29 @@ class Mix:
         return [self._case("cancel in the prompt", request, cancel=cancel, may=ENDED | {CANCELED})]
 
     def _canceled_in_the_answer(self) -> list[Case]:
-        request = GenerateRequest(prompt=self._unique(5), max_tokens=self._context // 4, temperature=0.5)
+        request = GenerateRequest(prompt=self._unique(5), max_tokens=self._context // 8, temperature=0.5)
         cancel = self._random.uniform(0.1, 0.4)
         may = ENDED | {CANCELED}
         return [self._case("cancel in the answer", request, cancel=cancel, streamed=True, may=may)]
 
     def _left_stream(self) -> list[Case]:
-        request = GenerateRequest(prompt=self._unique(8), max_tokens=self._context // 4, temperature=0.5)
+        request = GenerateRequest(prompt=self._unique(8), max_tokens=self._context // 8, temperature=0.5)
         leave = self._random.randint(1, 4)
         return [self._case("leave a stream", request, streamed=True, leave=leave, may=ENDED | {LEFT})]
 
     def _left_call(self) -> list[Case]:
-        request = GenerateRequest(prompt=self._unique(8), max_tokens=self._context // 4, temperature=0.5)
+        request = GenerateRequest(prompt=self._unique(8), max_tokens=self._context // 8, temperature=0.5)
         leave = self._random.randint(1, 20)
         return [self._case("leave a call", request, leave=leave, may=ENDED | {LEFT})]
 
     def _too_late(self) -> list[Case]:
-        request = GenerateRequest(prompt=self._unique(5), max_tokens=self._context // 4, temperature=0.5)
+        request = GenerateRequest(prompt=self._unique(5), max_tokens=self._context // 8, temperature=0.5)
         timeout, may = self._random.uniform(0.05, 0.5), ENDED | {"deadline", LATE}
         streamed = self._random.random() < 0.5
         return [self._case("deadline", request, timeout=timeout, streamed=streamed, may=may)]
 
     def _too_long(self) -> list[Case]:
-        truncate = self._random.choice((None, None, "start", "middle"))
+        truncate: Any = self._random.choice((None, None, "start", "middle"))
         request = GenerateRequest(prompt=self._unique(2 * self._context), max_tokens=4, truncate=truncate)
         if truncate:
             return [self._case("cut prompt", request)]

@@ -258,17 +258,17 @@ class TextModel:
         raise AssertionError("unreachable")
 
     def _choose(self, request: Answering, row: int) -> int:
-        sampler, matcher = request.sampler, request.matcher
+        sampler, matcher, place = request.sampler, request.matcher, request.job.made
         if sampler is None:
             raise AssertionError("a request without a sampler")
         if matcher is None:
-            return sampler.choose(row)
+            return sampler.choose(row, place)
         if sampler.remembers:  # what was refused must not be remembered
             matcher.mask(self.context.logits(row))
-        token = sampler.choose(row)
+        token = sampler.choose(row, place)
         if not matcher.allows(token):
             matcher.mask(self.context.logits(row))
-            token = sampler.choose(row)
+            token = sampler.choose(row, place, again=True)
         matcher.advance(token)
         return token
 

@@ -17,7 +17,8 @@ from xnai.agents.inference.requests import TokenLogprob
 
 REMEMBERED = 64  # tokens that the penalties look back at
 _WIDEST = 1024  # candidates for top_p and min_p: over a whole vocabulary they cost more than the token itself
-_SEEDS = 1 << 32
+_SEEDS = (1 << 32) - 1
+_STEP = 0x9E3779B9
 
 
 class Sampler:
@@ -27,13 +28,21 @@ class Sampler:
         remembers: whether a choice depends on those before it.
     """
 
-    def __init__(self, context: Context, chain: Any, *, remembers: bool) -> None:
-        self._context, self._chain, self.remembers = context, chain, remembers
+    def __init__(self, context: Context, chain: Any, *, seed: int | None, remembers: bool) -> None:
+        self._context, self._chain, self._seed, self.remembers = context, chain, seed, remembers
 
-    def choose(self, row: int) -> int:
-        """The token that follows a row of the last batch."""
+    def choose(self, row: int, place: int, *, again: bool = False) -> int:
+        """The token that follows a row of the last batch, at a place of the answer, 0 for the first.
+
+        Chance has a seed of its own at each place, so that an answer goes on in another engine, behind what
+        was said, as it would have here. `again`: the first choice was refused; another one has to be drawn.
+        """
         if self._chain is None:
             return int(self._context.logits(row).argmax())
+        if self._seed is not None:
+            last = lib.llama_sampler_chain_n(self._chain) - 1
+            lib.llama_sampler_free(lib.llama_sampler_chain_remove(self._chain, last))
+            lib.llama_sampler_chain_add(self._chain, _chance(self._seed, 2 * place + again))
         return self._context.sample(self._chain, row)
 
 
@@ -44,7 +53,9 @@ def sampler_of(context: Context, sampling: Sampling, before: Tokens) -> Iterator
         sampling.repeat_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
     )
     if sampling.temperature == 0 and not penalties:
-        yield Sampler(context, None, remembers=False)  # C's greedy sampler takes five times as long
+        yield Sampler(
+            context, None, seed=None, remembers=False
+        )  # C's greedy sampler takes five times as long
         return
     chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
     try:
@@ -52,7 +63,8 @@ def sampler_of(context: Context, sampling: Sampling, before: Tokens) -> Iterator
             lib.llama_sampler_chain_add(chain, link)
         for token in before[-REMEMBERED:]:
             lib.llama_sampler_accept(chain, int(token))
-        yield Sampler(context, chain, remembers=penalties)
+        seed = sampling.seed if sampling.temperature else None
+        yield Sampler(context, chain, seed=seed, remembers=penalties)
     finally:
         lib.llama_sampler_free(chain)
 
@@ -77,7 +89,12 @@ def _links(sampling: Sampling, size: int, *, penalties: bool) -> Iterator[Any]:
     if sampling.min_p > 0:
         yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
     yield lib.llama_sampler_init_temp(sampling.temperature)
-    yield lib.llama_sampler_init_dist(sampling.seed % _SEEDS)
+    yield _chance(sampling.seed, 0)
+
+
+def _chance(seed: int, draw: int) -> Any:
+    # llama.cpp takes the last seed to mean any. The step is the golden ratio of all: no two draws are near.
+    return lib.llama_sampler_init_dist((seed + draw * _STEP) % _SEEDS)
 
 
 def logprob_of(
