@@ -88,7 +88,7 @@ def test_after_a_step_for_an_urgent_prompt_alone_the_answers_come_first() -> Non
     engine = Engine(Limits(slots=3))
     answer = engine.send(new_job(1, limit=50))
     engine.send(new_job(2, prompt=62, lane=URGENT, limit=2, arrived=0.2))
-    engine.send(new_job(3, prompt=4, lane=BACKGROUND, arrived=0.2))
+    engine.send(new_job(3, prompt=4, lane=BACKGROUND, arrived=0.13))
     steps: list[list[tuple[int, int]]] = []
     engine.watch = lambda made: steps.append(made.rows)
     engine.run()
