@@ -6,7 +6,7 @@ import itertools
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,18 @@ class EngineProcess:
     def send(self, *frames: ToEngine) -> None:
         self._connection.sendall(b"".join(map(encode_frame, frames)))
 
-    def receive(self) -> FromEngine:
-        while not self._read:
+    def receive(self, fits: Callable[[FromEngine], bool] = lambda _: True) -> FromEngine:
+        """The next frame that fits; the others stay to be received."""
+        seen = 0
+        while True:
+            for place in range(seen, len(self._read)):
+                if fits(self._read[place]):
+                    return self._read.pop(place)
+            seen = len(self._read)
             data = self._connection.recv(1 << 20)
             if not data:
                 raise EOFError(f"the engine has ended: {self.process.wait(PATIENCE)}")
             self._read += map(self._decoder.decode, self._reader.feed(data))
-        return self._read.pop(0)
 
     def open(self, path: Path, *, name: str = MODEL, **options: Any) -> Opened | Refused:
         self.send(Open(name, str(path), **options))
@@ -77,20 +82,15 @@ class EngineProcess:
         found: dict[int, list[Frame]] = {id: [] for id in ids}
         left = set(found)
         while left:
-            frame = self.receive()
-            if isinstance(frame, Opened) or frame.id not in found:
-                continue
-            found[frame.id].append(frame)
+            frame = self.receive(lambda frame: _about(frame) in found)
+            found[_about(frame)].append(frame)
             if isinstance(frame, Done | Refused | Vectors | Counted):
-                left.discard(frame.id)
+                left.discard(_about(frame))
         return found
 
     def hear(self, id: int, kind: type[Any]) -> Any:
         """The next frame of a kind about a request."""
-        while True:
-            frame = self.receive()
-            if isinstance(frame, kind) and frame.id == id:
-                return frame
+        return self.receive(lambda frame: isinstance(frame, kind) and _about(frame) == id)
 
     def end(self, id: int) -> list[Frame]:
         """What is said of a request until it has ended."""
@@ -110,6 +110,11 @@ class EngineProcess:
         found = self.hear(id, Status)
         assert isinstance(found, Status)
         return found
+
+
+def _about(frame: FromEngine) -> int:
+    """Which request it is about; 0 for none."""
+    return 0 if isinstance(frame, Opened) else frame.id
 
 
 def text_of(frames: Iterable[Frame]) -> str:

@@ -35,18 +35,23 @@ def talker(model: Path) -> Iterator[EngineProcess]:
 @pytest.fixture(scope="module")
 def single(model: Path) -> Iterator[EngineProcess]:
     """One sequence computes."""
-    with engine(Setup(threads=1, queue=3)) as found:
+    with engine() as found:
         found.open(model, context=CONTEXT, slots=1, kept=2)
         yield found
 
 
 @pytest.fixture(scope="module")
-def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Goes on with "notnotnot…" behind a "t", for ever."""
-    script = ["n", "o", "t", "n"]
     path = tmp_path_factory.mktemp("models") / "scripted.gguf"
+    return write_model(path, script=["n", "o", "t", "n"], context=100_000)
+
+
+@pytest.fixture(scope="module")
+def scripted(endless: Path) -> Iterator[EngineProcess]:
+    """Two sequences compute."""
     with engine() as found:
-        found.open(write_model(path, script=script, context=100_000), context=20_000, slots=2, kept=1)
+        found.open(endless, context=20_000, slots=2, kept=1)
         yield found
 
 
@@ -162,13 +167,15 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(scripted: EngineProces
     assert refused.code == "busy"
 
 
-def test_a_full_queue_says_when_to_come_again(single: EngineProcess) -> None:
-    ids = [single.begin("the", 100, cache=False) for _ in range(6)]
-    found = single.until(ids)
-    refused = [frames[-1] for frames in found.values() if isinstance(frames[-1], Refused)]
-    assert refused
-    assert all(each.code == "busy" and each.retry_after for each in refused)
-    assert any(isinstance(frame, Queued) for frames in found.values() for frame in frames)
+def test_a_full_queue_says_when_to_come_again(endless: Path) -> None:
+    with engine(Setup(threads=1, queue=3)) as found:
+        found.open(endless, context=20_000, slots=1, kept=0)
+        assert found.hear(found.begin("t", 19_000), Text)
+        waiting = [found.begin("t", 10, sender=str(number)) for number in range(6)]
+        refused = [found.hear(id, Refused) for id in waiting[3:]]
+        assert all(each.code == "busy" and each.retry_after > 0 for each in refused)
+        assert found.status().waiting == 3
+        assert found.hear(waiting[0], Queued).start > 0
 
 
 def test_a_stop_string_ends_an_answer_across_tokens(scripted: EngineProcess) -> None:

@@ -187,7 +187,6 @@ class TextModel:
             )
             self.streams.drop(victim.sequence)
             victim.give_up_sequence()
-            victim.job.phase = Phase.QUEUED
         return opening
 
     def _fill(self, rows: Sequence[tuple[int, int]]) -> Iterator[Row]:
@@ -246,11 +245,13 @@ class TextModel:
         """Chooses the next token, and as long as the guess was right the one after it; how often it was."""
         request, first = row.request, row.row - len(row.guess)
         for right in range(len(row.guess) + 1):
+            logprob, wanted = None, request.ask.alternatives
+            logits = (
+                None if wanted is None else self.context.logits(first + right).copy()
+            )  # a rule masks them
             token = self._choose(request, first + right)
-            logprob = None
-            if request.ask.alternatives is not None and not self._vocabulary.is_end(token):
-                logits = self.context.logits(first + right)
-                logprob = logprob_of(token, logits, request.ask.alternatives, self._vocabulary)
+            if logits is not None and wanted is not None and not self._vocabulary.is_end(token):
+                logprob = logprob_of(token, logits, wanted, self._vocabulary)
             request.say(token, now, logprob)
             self.generated += 1
             if request.finish or right == len(row.guess) or token != row.guess[right]:
@@ -309,7 +310,8 @@ class TextModel:
             self._emit(frame)
         self._emit(request.refusal or request.done())
         self.jobs.remove(request.job)
-        self.speeds.ended(request.job.made)
+        if request.finish in ("stop", "length"):  # others say nothing of how long answers are
+            self.speeds.ended(request.job.made)
         request.resources.close()
         if request.sequence != NOWHERE:
             if request.ask.cache and request.held:
