@@ -111,12 +111,15 @@ async def hold_models() -> AsyncIterator[Service]:
     settings = configure.settings
     embedding = await anyio.to_thread.run_sync(_embedding_frame, settings)
     pieces = await anyio.to_thread.run_sync(WordPieces, Path(embedding.path))
-    texts = {name: open_frame(name, model) for name, model in settings.all_models().items()}
+    texts = {
+        name: open_frame(name, model, later=number > 0)
+        for number, (name, model) in enumerate(settings.all_models().items())
+    }
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(setup_frame(settings)))
         tasks = await stack.enter_async_context(background_tasks())
         store = await stack.enter_async_context(_open_store(settings))
-        catalogue = Catalogue(engine, embedding, texts, settings.memory)
+        catalogue = Catalogue(engine, embedding, texts)
         for model in filter(None, (catalogue.embedding, catalogue.default)):
             await catalogue.open(model)
         answers = Answers(engine, AnswerCache(store) if store else None, tasks)

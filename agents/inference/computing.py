@@ -11,7 +11,8 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from xnai.agents.inference.catalogue import Model
-from xnai.agents.inference.engine_client import Engine, Said
+from xnai.agents.inference.engine_client import Engine
+from xnai.agents.inference.engine_requests import Said
 from xnai.agents.inference.frames import Done, Generate, Queued, Text
 from xnai.agents.inference.requests import Answer, Finish, TokenLogprob
 from xnai.agents.inference.reusing import AnswerCache, SharedComputations
