@@ -9,19 +9,20 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
 from xnai.agents import Agent, Context, Reject, Whole
-from xnai.agents.inference.asking import LANES, begins, generate_frame, prompt_pieces, same_answer
+from xnai.agents.inference.asking import LANES, begins, completed, generate_frame, prompt_pieces, same_answer
 from xnai.agents.inference.catalogue import Catalogue
 from xnai.agents.inference.computing import Answers
 from xnai.agents.inference.engine_client import Engine, open_engine
 from xnai.agents.inference.errors import InferenceError
-from xnai.agents.inference.frames import Count, Embed, Open, Queued, Vectors
+from xnai.agents.inference.frames import Count, Embed, Open, Vectors
 from xnai.agents.inference.minilm import default_cache, prepare_minilm
 from xnai.agents.inference.requests import (
     MINILM,
@@ -40,16 +41,16 @@ from xnai.agents.inference.settings import (
     open_frame,
     setup_frame,
 )
+from xnai.agents.inference.waiting import Waiting
 from xnai.agents.inference.wordpieces import LONGEST, WordPieces
 from xnai.bus.background import background_tasks
-from xnai.protocol import InvalidPayload, InvalidSettings, Unavailable
+from xnai.protocol import InvalidPayload, InvalidSettings
 
 __all__ = ["InferenceSettings", "ModelSettings", "agent", "configure"]
 
 _LONGEST_ANSWER = 3600.0  # seconds
 _DECIMALS = 7  # of a vector's numbers: what float32 holds of them, in half of the bytes
 _TEXTS = 256  # that are asked for in one frame
-_NOTICEABLE, _SELDOM = 1.0, 2.0  # seconds of waiting that are worth a word, and between two of them
 
 agent = Agent(
     "inference", description="The local models: text and embeddings", version="0.2.0", concurrency=512
@@ -69,6 +70,7 @@ class Service:
         weights: dict[str, float],
     ) -> None:
         self.engine, self.catalogue, self.pieces, self.answers = engine, catalogue, pieces, answers
+        self.waiting = Waiting()
         self.answered = self.refused = 0
         self._weights = weights
         self._busy, self._looked = 0.0, time.monotonic()
@@ -109,16 +111,21 @@ async def hold_models() -> AsyncIterator[Service]:
     settings = configure.settings
     embedding = await anyio.to_thread.run_sync(_embedding_frame, settings)
     pieces = await anyio.to_thread.run_sync(WordPieces, Path(embedding.path))
-    texts = {name: open_frame(name, model) for name, model in settings.all_models().items()}
+    texts = {
+        name: open_frame(name, model, later=number > 0)
+        for number, (name, model) in enumerate(settings.all_models().items())
+    }
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(setup_frame(settings)))
         tasks = await stack.enter_async_context(background_tasks())
         store = await stack.enter_async_context(_open_store(settings))
-        catalogue = Catalogue(engine, embedding, texts, settings.memory)
+        catalogue = Catalogue(engine, embedding, texts)
         for model in filter(None, (catalogue.embedding, catalogue.default)):
             await catalogue.open(model)
         answers = Answers(engine, AnswerCache(store) if store else None, tasks)
-        yield Service(engine, catalogue, pieces, answers, weights=settings.weights)
+        service = Service(engine, catalogue, pieces, answers, weights=settings.weights)
+        tasks.start_soon(service.waiting.run)
+        yield service
 
 
 def _embedding_frame(settings: InferenceSettings) -> Open:
@@ -150,34 +157,19 @@ async def _open_store(settings: InferenceSettings) -> AsyncIterator[Store | None
             yield store
 
 
-class Notices:
-    """Tells whoever follows a request how long it waits, if that is worth a word, and not too often."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-        self._began, self._told = time.monotonic(), 0.0
-
-    async def __call__(self, queued: Queued) -> None:
-        now = time.monotonic()
-        if now - self._told < _SELDOM or max(queued.start, now - self._began) < _NOTICEABLE:
-            return
-        self._told = now
-        with suppress(Unavailable):  # only a view
-            await self._ctx.progress(
-                f"waiting at position {queued.position + 1}, to start in about {queued.start:.0f} s"
-            )
-
-
 @agent.skill(tags=["model"], cap=_LONGEST_ANSWER)
 async def generate(request: GenerateRequest, ctx: Context) -> AsyncIterator[str | Whole[Answer]]:
     """Text by a model, as it is computed, and at last all that is to be said of it."""
     service: Service = ctx.state
     task = ctx.task
-    with service.counting():
+    with service.counting(), service.waiting.place(ctx) as place:
         model = await service.catalogue.text(request.model)
         frame = generate_frame(request, model, task, weight=service.weight(task.sender), left=ctx.time_left)
         key = same_answer(request, frame, model)
-        async with aclosing(service.answers.stream(frame, model, key, Notices(ctx))) as parts:
+        complete = partial(completed, request=request)
+        async with aclosing(
+            service.answers.stream(frame, model, key, tell=place, complete=complete)
+        ) as parts:
             async for part in parts:
                 yield part if isinstance(part, str) else Whole(part)
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 
+import msgspec
+
 from xnai.agents.inference.catalogue import Model
 from xnai.agents.inference.frames import Generate, Lane, Rule, Sampling
-from xnai.agents.inference.requests import ChatMessage, GenerateRequest
+from xnai.agents.inference.requests import Answer, ChatMessage, GenerateRequest
 from xnai.agents.inference.reusing import request_key
+from xnai.agents.inference.schemas import check_answer, check_stops, grammar_rule, regex_rule, schema_rule
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.errors import InvalidPayload
 
 LANES: dict[str, Lane] = {"urgent": 0, "normal": 1, "background": 2}
 _SEEDS = (1 << 32) - 1  # one less than there are: llama.cpp takes the last to mean "any seed"
-_MOST_STOPS, _LONGEST_STOPS = 16, 1024  # strings, and characters of them all
-_LONGEST_RULE = 1 << 20  # characters
 _MARGIN, _SHARE = 0.5, 0.1  # seconds, and of what is left: what the outcome takes once the engine has ended
 
 
@@ -28,6 +28,7 @@ def generate_frame(
 
     Raises:
         InvalidPayload: an option is out of its range.
+        RuleInvalid: what the answer must look like cannot be kept.
         TemplateFailed: the model's template refuses the messages.
     """
     check_options(request)
@@ -81,6 +82,17 @@ def same_answer(request: GenerateRequest, frame: Generate, model: Model) -> str 
     return request_key(model.hash, model.frame.context, frame.pieces, frame.begin, options, tools)
 
 
+def completed(answer: Answer, request: GenerateRequest) -> Answer:
+    """A finished answer with the value that it says, where a schema was given.
+
+    Raises:
+        AnswerInvalid: it breaks the schema.
+    """
+    if request.json_schema is None or answer.finish != "stop":
+        return answer
+    return msgspec.structs.replace(answer, value=check_answer(request.json_schema, answer.text))
+
+
 def prompt_pieces(prompt: str | None, messages: Sequence[ChatMessage], model: Model) -> tuple[str, ...]:
     """The prompt, or the messages by the model's template.
 
@@ -103,19 +115,18 @@ def rule_of(request: GenerateRequest) -> Rule | None:
     """What the answer must look like.
 
     Raises:
-        InvalidPayload: it is said twice, or at too great a length.
+        InvalidPayload: it is said twice.
+        RuleInvalid: it cannot be kept.
     """
-    rules = []
+    rules: list[Rule] = []
     if request.json_schema is not None:
-        rules.append(Rule("json_schema", json.dumps(request.json_schema)))
+        rules.append(schema_rule(request.json_schema, max_tokens=request.max_tokens))
     if request.regex is not None:
-        rules.append(Rule("regex", request.regex))
+        rules.append(regex_rule(request.regex))
     if request.grammar is not None:
-        rules.append(Rule("grammar", request.grammar))
+        rules.append(grammar_rule(request.grammar))
     if len(rules) > 1:
         raise InvalidPayload("Give one of json_schema, regex and grammar.")
-    if rules and len(rules[0].text) > _LONGEST_RULE:
-        raise InvalidPayload(f"{rules[0].kind} has more than {_LONGEST_RULE} characters.")
     return rules[0] if rules else None
 
 
@@ -142,14 +153,7 @@ def check_options(request: GenerateRequest) -> None:
         raise InvalidPayload(f"seed must be from 0 to {_SEEDS - 1}")
     if request.logprobs is not None and not 0 <= request.logprobs <= 20:
         raise InvalidPayload("logprobs must be from 0 to 20")
-    _check_stops(request.stop)
-
-
-def _check_stops(stop: Sequence[str]) -> None:
-    if not all(stop):
-        raise InvalidPayload("stop must be a list of strings that are not empty")
-    if len(stop) > _MOST_STOPS or sum(map(len, stop)) > _LONGEST_STOPS:
-        raise InvalidPayload(f"stop may be {_MOST_STOPS} strings of {_LONGEST_STOPS} characters together")
+    check_stops(request.stop)
 
 
 def _seed(id: str) -> int:

@@ -11,11 +11,10 @@ import anyio.to_thread
 
 from xnai.agents.inference.chat import ChatTemplate
 from xnai.agents.inference.engine_client import Engine
-from xnai.agents.inference.errors import MemoryShort, UnknownModel
+from xnai.agents.inference.errors import UnknownModel
 from xnai.agents.inference.file_hash import file_hash
 from xnai.agents.inference.frames import Open, Opened
-from xnai.agents.inference.gguf_file import read_gguf
-from xnai.agents.inference.memory import available, fits, plan_memory, usual_reserve
+from xnai.agents.inference.gguf_file import check_gguf
 from xnai.agents.inference.minilm import default_cache
 from xnai.agents.inference.requests import LoadedModel
 from xnai.protocol.names import nearest
@@ -24,8 +23,6 @@ NO_MODEL = (
     "No generation model is configured. Name one in xnai.toml: "
     '[agents.inference.settings] model = "path/to/model.gguf"'
 )
-_GUESSED_SLOTS = 4  # for the arithmetic, where the engine is to measure how many pay
-_GIB = 1 << 30
 
 
 class Model:
@@ -55,13 +52,13 @@ class Model:
             end_word=said.end_word,
         )
 
-    def facts(self, *, loaded: bool) -> LoadedModel:
-        said = self.opened or Opened(self.name, self.frame.context, 0, 0)
+    def facts(self) -> LoadedModel:
+        said = self.opened or Opened(self.name, self.frame.context, 0, 0, loaded=False)
         weights, kv, buffers = said.memory
         return LoadedModel(
             name=self.name,
             kind="embed" if self.frame.embeds else "generate",
-            loaded=loaded,
+            loaded=said.loaded,
             context=said.context,
             dimensions=said.dimensions if self.frame.embeds else 0,
             slots=said.slots,
@@ -77,29 +74,27 @@ class Model:
 class Catalogue:
     """All models, by name; `embedding` is the one that embeds, the first other one the default."""
 
-    def __init__(
-        self, engine: Engine, embedding: Open, texts: Mapping[str, Open], memory: float | None
-    ) -> None:
+    def __init__(self, engine: Engine, embedding: Open, texts: Mapping[str, Open]) -> None:
         self.embedding = Model(embedding)
         self.texts = {name: Model(frame) for name, frame in texts.items()}
-        self._engine, self._memory = engine, memory
+        self._engine = engine
 
     @property
     def default(self) -> Model | None:
         return next(iter(self.texts.values()), None)
 
     def facts(self) -> tuple[LoadedModel, ...]:
-        return tuple(
-            model.facts(loaded=model.name in self._engine.opened)
-            for model in (self.embedding, *self.texts.values())
-        )
+        models = (self.embedding, *self.texts.values())
+        for model in models:
+            model.opened = self._engine.opened.get(model.name, model.opened)
+        return tuple(model.facts() for model in models)
 
     async def text(self, name: str | None) -> Model:
         """The model of this name, or the default one, open.
 
         Raises:
             UnknownModel: there is none.
-            ModelMissing, ModelInvalid, MemoryShort, Reject: it cannot be opened.
+            ModelMissing, ModelInvalid, Reject: it cannot be opened.
         """
         model = self.default if name is None else self.texts.get(name)
         if model is None:
@@ -109,30 +104,15 @@ class Catalogue:
 
     async def open(self, model: Model) -> Opened:
         """Have a model open: its file is looked at before the engine gets it. Raises as `text`."""
-        if model.opened and model.name in self._engine.opened:
+        if model.opened and self._engine.holds(model.name):
             return model.opened
         async with model.opening:
             if not model.hash:
-                await anyio.to_thread.run_sync(self._check, model.frame)
                 path = Path(model.frame.path)
+                await anyio.to_thread.run_sync(check_gguf, path)
                 model.hash = await anyio.to_thread.run_sync(partial(file_hash, path, default_cache()))
             model.opened = await self._engine.open(model.frame)
         return model.opened
-
-    def _check(self, frame: Open) -> None:
-        info = read_gguf(Path(frame.path))
-        if frame.embeds:
-            return
-        plan = plan_memory(
-            info, frame.context, (frame.slots or _GUESSED_SLOTS) + frame.kept, flash=frame.fast
-        )
-        free = available() if self._memory is None else int(self._memory * _GIB) - self._taken()
-        reserve = usual_reserve(free) if self._memory is None else 0
-        if why_not := fits(plan, free, reserve=reserve):
-            raise MemoryShort(f"{frame.name} {why_not}")
-
-    def _taken(self) -> int:
-        return sum(sum(opened.memory) for opened in self._engine.opened.values())
 
     def _unknown(self, name: str | None) -> str:
         if name is None or not self.texts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 import anyio
@@ -11,12 +11,13 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from xnai.agents.inference.catalogue import Model
-from xnai.agents.inference.engine_client import Engine, Said
+from xnai.agents.inference.engine_client import Engine
+from xnai.agents.inference.engine_requests import Said
 from xnai.agents.inference.frames import Done, Generate, Queued, Text
 from xnai.agents.inference.requests import Answer, Finish, TokenLogprob
 from xnai.agents.inference.reusing import AnswerCache, SharedComputations
 
-Tell = Callable[[Queued], Awaitable[None]]
+Tell = Callable[[Queued | None], None]
 _CUT_SHORT = ("deadline", "canceled")
 
 
@@ -40,15 +41,22 @@ class Answers:
         return self._cache.reused if self._cache else 0
 
     async def stream(
-        self, frame: Generate, model: Model, key: str | None, tell: Tell
+        self,
+        frame: Generate,
+        model: Model,
+        key: str | None,
+        *,
+        tell: Tell,
+        complete: Callable[[Answer], Answer],
     ) -> AsyncGenerator[str | Answer, None]:
         """The pieces of an answer, and then the whole of it.
 
         Args:
             key: what requests with the same answer share; None for one of its own.
-            tell: hears where in the queue it stands.
+            tell: hears where in the queue it stands, None once it is computed.
+            complete: looks at the whole answer before it is given.
 
-        Raises Reject if it is refused, InferenceError if it failed.
+        Raises what `complete` raises, Reject if it is refused, InferenceError if it failed.
         """
         if key and self._cache and (known := await self._cache.get(key)):
             if known.text:
@@ -61,16 +69,17 @@ class Answers:
         async with aclosing(self._said(frame, key)) as frames:
             async for said in frames:
                 if isinstance(said, Text):
+                    tell(None)
                     logprobs += said.logprobs
                     if said.text:
                         pieces.append(said.text)
                         yield said.text
                 elif isinstance(said, Queued):
-                    await tell(said)
+                    tell(said)
                 else:
                     done = said
         assert done is not None  # an answer without an end is an error of the engine's
-        answer = _answer(done, frame, model, text="".join(pieces), logprobs=tuple(logprobs))
+        answer = complete(_answer(done, frame, model, text="".join(pieces), logprobs=tuple(logprobs)))
         if key and self._cache:
             await self._cache.put(key, answer)
         yield answer

@@ -8,10 +8,8 @@ during which the engine died twice is refused.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
-import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -21,7 +19,14 @@ import anyio
 import msgspec
 
 from xnai.agents.inference.engine_process import ENGINE, BadFrame, EngineProcess, start_engine
-from xnai.agents.inference.errors import EngineLost, InferenceError, ModelInvalid, RequestPoisoned
+from xnai.agents.inference.engine_requests import POISONED, Opening, Request, Said, as_error
+from xnai.agents.inference.errors import (
+    EngineLost,
+    InferenceError,
+    ModelInvalid,
+    ModelMissing,
+    RequestPoisoned,
+)
 from xnai.agents.inference.frames import (
     Ask,
     Count,
@@ -31,6 +36,7 @@ from xnai.agents.inference.frames import (
     Embed,
     FromEngine,
     Generate,
+    Loading,
     Open,
     Opened,
     Queued,
@@ -38,105 +44,17 @@ from xnai.agents.inference.frames import (
     Setup,
     Status,
     Text,
+    Unloaded,
     Vectors,
 )
 from xnai.bus.background import background_tasks
-from xnai.protocol.errors import Reject, XnaiError
 
 log = logging.getLogger(__name__)
 A = TypeVar("A", Vectors, Counted, Status)
-Said = Queued | Text | Done
 _LOADING = 600.0  # seconds of silence that are borne while a model is loaded
 _QUICK = 10.0  # seconds: an engine that lives no longer has died quickly
 _QUICK_DEATHS = 6  # in a row, and it is given up
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0  # seconds before the third start in a row, and before any
-_POISONED = 2  # deaths of the engine during a request
-
-
-class _Opening:
-    """A model that is to be open in every life of the engine."""
-
-    def __init__(self, frame: Open) -> None:
-        self.frame = frame
-        self.deaths = 0
-        self.refused: Refused | None = None
-        self.answered = anyio.Event()
-
-
-class _Request:
-    """A request that has not ended.
-
-    Attributes:
-        said: the tokens of its answer that have come.
-        sent: whether the engine that lives now has it. waiting: whether it only waits there.
-        ended: whether the engine has said its last word about it.
-        deaths: of engines that computed it.
-    """
-
-    def __init__(self, frame: Generate | Embed | Count | Ask, id: int) -> None:
-        deadline = getattr(frame, "deadline", None)
-        self.frame = msgspec.structs.replace(frame, id=id)
-        self.began = self.sent_at = time.monotonic()
-        self.first = self.last = 0.0
-        self._ends = None if deadline is None else self.began + deadline
-        self.said: list[int] = list(getattr(frame, "said", ()))
-        self.sent = self.waiting = self.ended = False
-        self.deaths = 0
-        self._tell, self.answers = anyio.create_memory_object_stream[FromEngine](math.inf)
-
-    @property
-    def model(self) -> str | None:
-        return getattr(self.frame, "model", None)
-
-    def to_send(self) -> Generate | Embed | Count | Ask:
-        """The frame as it has to be now: with the time that is left, and behind what was said."""
-        self.sent, self.sent_at = True, time.monotonic()
-        if isinstance(self.frame, (Count, Ask)):
-            return self.frame
-        left = None if self._ends is None else max(0.0, self._ends - self.sent_at)
-        if isinstance(self.frame, Embed):
-            return msgspec.structs.replace(self.frame, deadline=left)
-        return msgspec.structs.replace(self.frame, deadline=left, said=tuple(self.said))
-
-    def take(self, frame: FromEngine) -> None:
-        if isinstance(frame, Queued):
-            self.waiting = True
-        elif isinstance(frame, Text):
-            self.waiting = False
-            if frame.tokens:
-                self.last = time.monotonic()
-                self.first = self.first or self.last
-                self.said += frame.tokens
-        elif isinstance(frame, Done) and self.deaths:
-            frame = self._timed(frame)
-        self.ended = not isinstance(frame, (Queued, Text))
-        self._tell.send_nowait(frame)
-
-    def close(self) -> None:
-        self._tell.close()
-        self.answers.close()
-
-    def died(self) -> bool:
-        """The engine is dead; returns whether this may be why."""
-        suspect = self.sent and not self.waiting
-        self.sent = self.waiting = False
-        self.deaths += suspect
-        return self.deaths >= _POISONED
-
-    def digest(self) -> str:
-        """The SHA-256 of what was asked: the same for the same request, whoever sends it."""
-        plain = {
-            name: getattr(self.frame, name)
-            for name in ("model", "pieces", "texts", "sampling", "rule")
-            if hasattr(self.frame, name)
-        }
-        return hashlib.sha256(msgspec.msgpack.encode(plain)).hexdigest()
-
-    def _timed(self, done: Done) -> Done:
-        """As it was for whoever waits: the engine knows of its own life only."""
-        first = self.first - self.began if self.first else 0.0
-        waited = min(done.waited + self.sent_at - self.began, first or math.inf)
-        return msgspec.structs.replace(done, waited=waited, first=first, took=self.last - self.first)
 
 
 @asynccontextmanager
@@ -181,10 +99,11 @@ class Engine:
         self.restarts = 0
         self._setup, self._command, self._patience = setup, command, patience
         self._process: EngineProcess | None = None
-        self._openings: dict[str, _Opening] = {}
-        self._requests: dict[int, _Request] = {}
+        self._openings: dict[str, Opening] = {}
+        self._requests: dict[int, Request] = {}
         self._ids = itertools.count(1)
         self._silent = 0.0
+        self._loading = ""
 
     @property
     def pid(self) -> int | None:
@@ -199,8 +118,13 @@ class Engine:
         opening = self.want(frame)
         await opening.answered.wait()
         if opening.refused:
-            raise _refusal(opening.refused)
-        return self.opened[frame.name]
+            raise as_error(opening.refused)
+        assert opening.opened is not None
+        return opening.opened
+
+    def holds(self, name: str) -> bool:
+        """Whether this model is open, or will be as soon as there is an engine again."""
+        return name in self._openings
 
     async def generate(self, frame: Generate) -> AsyncGenerator[Said, None]:
         """What the engine says about an answer, with Done at last. Whoever leaves before drops it.
@@ -211,7 +135,7 @@ class Engine:
             await self._drain()
             async for answer in request.answers:
                 if isinstance(answer, Refused):
-                    raise _refusal(answer)
+                    raise as_error(answer)
                 if isinstance(answer, (Queued, Text, Done)):
                     yield answer
                 if isinstance(answer, Done):
@@ -234,7 +158,7 @@ class Engine:
             await self._drain()
             async for answer in request.answers:
                 if isinstance(answer, Refused):
-                    raise _refusal(answer)
+                    raise as_error(answer)
                 if isinstance(answer, kind):
                     return answer
                 if isinstance(answer, Done):
@@ -242,9 +166,12 @@ class Engine:
         raise InferenceError("The engine gave no answer in time.")
 
     @contextmanager
-    def _asking(self, frame: Generate | Embed | Count | Ask) -> Iterator[_Request]:
+    def _asking(self, frame: Generate | Embed | Count | Ask) -> Iterator[Request]:
         id = next(self._ids)
-        request = self._requests[id] = _Request(frame, id)
+        request = self._requests[id] = Request(frame, id)
+        if request.model is not None and request.model not in self._openings:
+            sentence = f"The engine has no model {request.model} open."
+            request.take(Refused(id, ModelMissing.code, sentence))
         self._send(request)
         try:
             yield request
@@ -254,18 +181,19 @@ class Engine:
             if request.sent and not request.ended and self._process:
                 self._process.post(Drop(id))
 
-    def want(self, frame: Open) -> _Opening:
+    def want(self, frame: Open) -> Opening:
         """Have it open as soon as there is an engine."""
         opening = self._openings.get(frame.name)
         if opening is None:
-            opening = self._openings[frame.name] = _Opening(frame)
+            opening = self._openings[frame.name] = Opening(frame)
             if self._process:
                 self._process.post(frame)
         return opening
 
-    def _send(self, request: _Request) -> None:
+    def _send(self, request: Request) -> None:
         """Send it, if the engine is there and has its model open; otherwise it is sent once that is so."""
-        if self._process and (request.model is None or request.model in self.opened):
+        there = request.model is None or request.model in self.opened
+        if self._process and there and not request.ended:
             self._process.post(request.to_send())
 
     async def _drain(self) -> None:
@@ -328,7 +256,7 @@ class Engine:
             if self._silent >= self._patience / 6 and not asked:
                 asked = True
                 process.post(Ask(0))
-            loading = len(self.opened) < len(self._openings)
+            loading = self._loading or len(self.opened) < len(self._openings)
             if self._silent >= (_LOADING if loading else self._patience):
                 log.error("the engine has said nothing for %g s and is killed", round(self._silent, 1))
                 return process.kill()
@@ -336,18 +264,26 @@ class Engine:
     def _take(self, frame: FromEngine) -> None:
         if isinstance(frame, Opened):
             self._take_opened(frame)
+        elif isinstance(frame, Loading):
+            self._loading = frame.name
+        elif isinstance(frame, Unloaded):
+            self._loading = ""
+            self.opened[frame.name] = msgspec.structs.replace(self.opened[frame.name], loaded=False)
         elif isinstance(frame, Refused) and not frame.id:
             self._refuse_model(frame)
         elif request := self._requests.get(frame.id):
             request.take(frame)
 
     def _take_opened(self, frame: Opened) -> None:
+        self._loading = ""
         self.opened[frame.name] = frame
         if opening := self._openings.get(frame.name):
-            opening.deaths = 0
+            opening.opened = frame
+            if frame.loaded:
+                opening.deaths = 0
             opening.answered.set()
         for request in self._requests.values():
-            if request.model == frame.name:
+            if request.model == frame.name and not request.sent:
                 self._send(request)
 
     def _refuse_model(self, frame: Refused) -> None:
@@ -360,22 +296,18 @@ class Engine:
 
     def _bury(self, *, crashed: bool) -> None:
         """The engine is dead: see what it died of, as far as can be seen."""
-        loading = next((one for one in self._openings.values() if one.frame.name not in self.opened), None)
+        unread = next((one for one in self._openings.values() if one.frame.name not in self.opened), None)
+        loading = self._openings.get(self._loading, unread)
+        self._loading = ""
         self.opened.clear()
         if loading and crashed:
             loading.deaths += 1
-            if loading.deaths >= _POISONED:
+            if loading.deaths >= POISONED:
                 sentence = f"The engine died {loading.deaths} times while it opened {loading.frame.path}."
                 self._refuse_model(Refused(0, ModelInvalid.code, sentence, None, loading.frame.name))
         for request in self._requests.values():
-            if request.died():
+            if request.died(blamed=loading is None):
                 digest = request.digest()
                 log.error("the engine died %d times during a request: SHA-256 %s", request.deaths, digest)
                 sentence = f"The engine died {request.deaths} times during this request (SHA-256 {digest})."
                 request.take(Refused(request.frame.id, RequestPoisoned.code, sentence))
-
-
-def _refusal(frame: Refused) -> XnaiError:
-    if frame.code == InferenceError.code:
-        return InferenceError(frame.sentence)
-    return Reject(frame.sentence, code=frame.code, retry_after=frame.retry_after)

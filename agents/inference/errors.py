@@ -5,7 +5,6 @@
     ├── RequestPoisoned                   poison            the engine died twice while it computed this
     ├── ModelMissing (FileNotFoundError)  model_missing     no file there; the sentence says what to run
     ├── UnknownModel (LookupError)        unknown_model     no model of that name is in the settings
-    ├── MemoryShort                       memory_short      a model does not fit into what is free
     ├── ModelInvalid (ValueError)         model_invalid     a file that is not the model it should be
     ├── ModelTooLarge                     model_too_large   it does not fit into memory; with the arithmetic
     ├── FetchFailed                       fetch_failed      a download that a person asked for failed
@@ -49,12 +48,6 @@ class UnknownModel(InferenceError, LookupError):
     """No model of this name is in the settings. The sentence says which are."""
 
     code = "unknown_model"
-
-
-class MemoryShort(InferenceError):
-    """A model needs more memory than there is. The sentence shows the arithmetic; nothing was opened."""
-
-    code = "memory_short"
 
 
 class ModelInvalid(InferenceError, ValueError):

@@ -40,7 +40,9 @@ class InferenceSettings(AgentSettings):
         models: further ones, by the name that requests ask for. They are opened when they are asked for.
         embedding_model: a GGUF made for embeddings, its tokenizer beside it, in the place of the default.
         threads: of a computation; by default as many as there are physical cores.
-        memory: GiB that all models may take; by default what is free, less a fifth.
+        memory: GiB that all loaded models may take; by default what is free, less a fifth.
+        saved_memory, saved_disk: MiB for what sequences of the KV cache held that had to make room, which is
+            restored where that is cheaper than to compute it again.
         gap: seconds that an answer waits for its next token at most, whatever prompt is read beside it.
         flush: seconds for which the text of an answer may be gathered into one piece, behind the first.
         queue, queue_tokens: requests that may wait, and tokens of their prompts; beyond is refused as busy.
@@ -62,6 +64,8 @@ class InferenceSettings(AgentSettings):
     embedding_model: Path | None = None
     threads: Positive | None = None
     memory: Weight | None = None
+    saved_memory: Count = 0
+    saved_disk: Count = 0
     gap: Weight = 0.1
     flush: Seconds = 0.025
     queue: Positive = 256
@@ -99,11 +103,14 @@ def setup_frame(settings: InferenceSettings) -> Setup:
         lead=settings.lead,
         nice=settings.nice,
         folder=str(configure.folder / "inference") if configure.folder else "",
+        saved_memory=settings.saved_memory << 20,
+        saved_disk=settings.saved_disk << 20,
+        memory=int(settings.memory * (1 << 30)) if settings.memory else 0,
     )
 
 
-def open_frame(name: str, settings: ModelSettings) -> Open:
-    """What the engine is told of a model."""
+def open_frame(name: str, settings: ModelSettings, *, later: bool) -> Open:
+    """What the engine is told of a model; one that is for later is loaded when it is asked for."""
     return Open(
         name,
         str(configure.path(settings.path)),
@@ -111,4 +118,5 @@ def open_frame(name: str, settings: ModelSettings) -> Open:
         slots=0 if settings.slots == "auto" else settings.slots,
         kept=settings.kept,
         fast=settings.mode == "fast",
+        later=later,
     )
