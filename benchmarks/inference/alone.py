@@ -21,7 +21,7 @@ _LEAST = 0.01  # ms; where the first token comes sooner than from the loop
 async def _both(size: Size) -> AsyncIterator[dict[str, Target]]:
     medium, threads = model(size.shape), physical_cores()
     async with (
-        ours(medium, context=_CONTEXT, threads=threads) as stack,
+        ours(medium, context=_CONTEXT, threads=threads, slots=4) as stack,
         stack.caller() as our,
         minimal(medium, context=_CONTEXT, threads=threads) as loop,
     ):

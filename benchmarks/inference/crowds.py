@@ -86,9 +86,9 @@ async def _sixteen_callers(size: Size) -> Rounds:
     medium, threads = model(size.shape), physical_cores()
     async with AsyncExitStack() as stack:
         targets: dict[str, Target] = {}
-        for name, fast in (("exact", False), ("fast", True)):
+        for name in ("exact", "fast"):
             up = await stack.enter_async_context(
-                ours(medium, context=_CONTEXT, threads=threads, slots=SLOTS, fast=fast)
+                ours(medium, context=_CONTEXT, threads=threads, slots=SLOTS, mode=name)
             )
             targets[name] = await stack.enter_async_context(up.caller())
         peer = llama_server(medium, slots=SLOTS, context=_CONTEXT, threads=threads)

@@ -19,7 +19,7 @@ from xnai.agents.inference.frames import Setup
 
 MICRO_BATCH = 512  # tokens
 _ENDLESS = 1_000
-_LONG = 800  # words, which are two micro-batches and a bit
+_LONG = 900  # words, which are more than two micro-batches
 _GROUPS = 2
 _SHARE = 0.99
 Drop = Callable[[Engine, Words], Awaitable[float]]
