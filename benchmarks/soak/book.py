@@ -191,9 +191,8 @@ class Book:
         for name in ("agent", "engine"):
             held = [getattr(each, name) for each in self.memory]
             if held:
-                parts = ", ".join(f"{held[at]:.0f}" for at in (0, len(held) // 2, -1))
-                when = "at the start, in the middle, at the end"
-                yield f"MB of the {name:<12}{parts} {when}; {max(held):.0f} at most"
+                tenths = " ".join(f"{held[(len(held) - 1) * tenth // 10]:.0f}" for tenth in range(11))
+                yield f"MB of the {name:<12}{tenths} from tenth to tenth, {max(held):.0f} at most"
         for title, notes in (("FAULT", self.faults), ("MISMATCH", self.mismatches)):
             yield from (f"{title} {note}" for note in notes[:_MOST_NOTES])
             if len(notes) > _MOST_NOTES:

@@ -32,6 +32,7 @@ _TYPES: dict[str, Any] = {
     "models": Models,
 }
 _HUNG = 60.0  # seconds behind the deadline
+_SOON = 0.005
 
 
 class Told(msgspec.Struct, kw_only=True):
@@ -57,7 +58,7 @@ async def ask(bus: Bus, case: Case, id: str) -> Told:
     told = Told(case=case, id=id, began=time.monotonic())
     async with anyio.create_task_group() as tasks:
         if case.cancel is not None:
-            tasks.start_soon(_cancel, bus, id, case.cancel)
+            tasks.start_soon(_cancel, bus, told, case.cancel)
         told.outcome = await _outcome(bus, told)
         told.took = time.monotonic() - told.began
     return told
@@ -120,9 +121,13 @@ def _name(value: object) -> str:
     return names.get(type(value), lambda _: "seen")(value)
 
 
-async def _cancel(bus: Bus, id: str, delay: float) -> None:
+async def _cancel(bus: Bus, told: Told, delay: float) -> None:
+    """Cancel after so many seconds, or as soon as there is something to cancel."""
     await anyio.sleep(delay)
-    try:
-        await bus.cancel(id)
-    except (TaskNotCancelable, UnknownTask):  # it has ended, or is not there yet
-        return
+    while not told.outcome:
+        try:
+            await bus.cancel(told.id)
+        except UnknownTask:
+            await anyio.sleep(_SOON)
+        except TaskNotCancelable:
+            return
