@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -25,8 +24,7 @@ from xnai.agents.inference.engine.governor import (
     affordable,
     eased,
 )
-from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, busy_cores, cpus, is_crowded
-from xnai.agents.inference.engine.spinning import Spins
+from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, busy_cores, is_crowded
 from xnai.agents.inference.engine.swapping import Standing, make_room
 from xnai.agents.inference.engine.turns import Turns
 
@@ -168,17 +166,19 @@ def looks(governor: Governor, hogs: int, paces: dict[int, float], count: int, co
     return found
 
 
-def test_fewer_threads_compute_where_that_is_faster() -> None:
-    governor = Governor(2)
-    found = looks(governor, 2, {2: 0.2, 1: 0.45}, 200)
-    assert found[10:] == [1] * 190
+@pytest.mark.parametrize(("paces", "best"), [({2: 0.2, 1: 0.45}, 1), ({2: 0.5, 1: 0.2}, 2)])
+def test_as_many_threads_compute_as_are_fastest_and_others_are_tried_ever_more_seldom(
+    paces: dict[int, float], best: int
+) -> None:
+    found = looks(Governor(2), 2, paces, 800)
+    assert found.count(best) >= 800 * 0.93
+    changes = [number for number, (before, after) in enumerate(pairwise(found)) if before != after]
+    assert len(changes) <= 14
+    assert changes[-1] - changes[-3] > changes[3] - changes[1]
 
 
-def test_threads_stay_where_fewer_are_slower_and_it_is_seldom_tried_again() -> None:
-    found = looks(Governor(2), 2, {2: 0.5, 1: 0.2}, 400)
-    assert found.count(1) <= 400 // 10
-    changes = sum(before != after for before, after in pairwise(found))
-    assert changes <= 12
+def test_where_threads_make_no_difference_they_stay() -> None:
+    assert looks(Governor(2), 3, {2: 0.4, 1: 0.4}, 800).count(2) >= 800 * 0.93
 
 
 def test_threads_come_back_when_the_others_are_gone() -> None:
@@ -188,8 +188,7 @@ def test_threads_come_back_when_the_others_are_gone() -> None:
 
 
 def test_a_core_that_another_keeps_is_left_to_it() -> None:
-    found = looks(Governor(2), 1, {2: 0.5, 1: 0.65}, 200)
-    assert found[20:] == [1] * 180
+    assert looks(Governor(2), 1, {2: 0.5, 1: 0.65}, 800).count(1) >= 800 * 0.93
 
 
 def test_a_slow_engine_on_a_quiet_machine_keeps_its_threads() -> None:
@@ -218,25 +217,6 @@ def test_threads_spin_briefly_at_once_on_a_busy_machine_and_for_long_later_on_a_
     assert short[:5] == [False, True, True, True, True]
     assert short[1:] == sorted(short[1:], reverse=True)
     assert not short[-1]
-
-
-def test_a_team_of_threads_that_do_nothing_is_there_while_the_others_spin_briefly() -> None:
-    spins, before, seen = Spins(), threading.active_count(), []
-    for change in (
-        spins.shorten,
-        spins.shorten,
-        spins.lengthen,
-        spins.lengthen,
-        spins.shorten,
-        spins.lengthen,
-    ):
-        change()
-        seen.append(spins.short)
-        if spins.short:
-            assert len(list(Path("/proc/self/task").iterdir())) > cpus()
-        else:
-            assert threading.active_count() == before
-    assert seen == [True, True, False, False, True, False]
 
 
 def test_as_many_sequences_compute_as_leave_a_step_within_its_bound() -> None:

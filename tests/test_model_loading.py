@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from gguf_models import write_model
 from xnai.agents.inference.engine.governor import HALF_KEPT, HALF_SLOTS, NONE_IDLE, NOTHING, ONE_SLOT
 from xnai.agents.inference.engine.llama import Abort
 from xnai.agents.inference.engine.loading import Opener, fitted, planned
+from xnai.agents.inference.engine.machine import cpus
 from xnai.agents.inference.engine.models import Models
+from xnai.agents.inference.engine.spinning import Spins
 from xnai.agents.inference.errors import ModelTooLarge
 from xnai.agents.inference.frames import (
     Count,
@@ -341,3 +344,18 @@ def test_a_container_with_little_memory_gets_what_fits_and_is_not_killed(endless
         assert (shrunk.slots, shrunk.kept < 200) == (4, True)
         done = found.until([found.begin("t " * 200, 64, model="short") for _ in range(8)])
         assert all(end_of(frames).tokens_out for frames in done.values())
+
+
+# Threads
+
+
+def test_a_team_of_threads_that_do_nothing_is_there_while_the_others_spin_briefly() -> None:
+    spins, before, seen = Spins(), threading.active_count(), []
+    for change in (spins.shorten, spins.shorten, spins.lengthen, spins.lengthen):
+        change()
+        seen.append(spins.short)
+        if spins.short:
+            assert len(list(Path("/proc/self/task").iterdir())) > cpus()
+        else:
+            assert threading.active_count() == before
+    assert seen == [True, True, False, False]

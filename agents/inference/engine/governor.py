@@ -2,8 +2,8 @@
 
 llama.cpp's threads wait for each other some hundred times a token. One that is not running, because another
 process has its core, holds up all: first of all those that wait must not spin. Whether fewer threads are
-faster depends on the machine, so it is tried: fewer where it is busy and the engine slow, back again where
-that was no faster, and more once the others are gone.
+faster depends on the machine and on who else computes, so it is tried where the machine is busy and the
+engine slow: fewer, then more, and back where that was no faster. Once the others are gone, all compute.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import msgspec
 
-SLOW = 0.7  # of the speed on a quiet machine, below which fewer threads are tried
+SLOW = 0.7  # of the speed on a quiet machine, below which other numbers of threads are tried
 ROOM = 0.35  # cores that others may use beside all threads
-BETTER = 1.05  # fewer threads stay if they are so much faster
-_BUSY, _TRIAL, _CALM = 3, 4, 4  # looks before a step down, of its trial, and before a step up
+BETTER = 1.1  # another number of threads stays if it is so much faster
+_BEFORE, _TRIAL, _CALM = 4, 4, 4  # looks before a trial, of it, and before a step up where there is room
 _LONG = 6  # looks on a quiet machine before threads spin for long again
-_AGAIN, _LONGEST = 30, 480  # looks before what failed is tried again, doubled each time
+_AGAIN, _LONGEST = 20, 640  # looks before the next trial, doubled each time that one was in vain
 _MOST_PACE = 2.0
 
 
@@ -48,9 +48,8 @@ class Governor:
     def __init__(self, most: int, *, short: bool = False) -> None:
         self.threads = self._most = most
         self.strained, self.short = False, short
-        self._quiet = 0
-        self._busy = self._calm = self._pause = 0
-        self._lasting = _AGAIN
+        self._quiet = self._calm = self._pause = 0
+        self._lasting, self._down = _AGAIN, True
         self._paces: list[float] = []
         self._trial: tuple[int, float] | None = None  # threads before, and their pace
 
@@ -61,63 +60,54 @@ class Governor:
         self.strained = (crowded or self.threads < self._most) and slow
         self._pause = max(0, self._pause - 1)
         self._quiet = 0 if crowded else self._quiet + 1
-        if self.short != crowded and (crowded or self._quiet >= _LONG):
-            self.short = crowded
-            if crowded:
-                return self.threads  # what was seen was seen with long spins
-        if self._trial:
-            self._judge(seen)
-        elif crowded and slow and seen.pace is not None and self.threads > 1:
+        if crowded and not self.short:
+            self.short = True
+            return self.threads  # what was seen was seen with long spins
+        self.short = self.short and self._quiet < _LONG
+        if self._roomy(seen):
+            self._trial = None
+            self._rise()
+        elif slow and seen.pace is not None and self._most > 1:
             self._calm = 0
-            self._busy += 1
             self._paces.append(min(seen.pace, _MOST_PACE))
-            if self._busy >= _BUSY and not self._pause:
-                self._try_fewer()
-        else:
-            self._forget()
-            self._rise(seen)
+            self._judge() if self._trial else self._try()
         return self.threads
 
-    def _forget(self) -> None:
-        self._busy = 0
+    def _roomy(self, seen: Look) -> bool:
+        """Whether there are cores for more threads, or for all."""
+        return seen.others + min(self._most, self.threads * 2) <= seen.cores + ROOM
+
+    def _try(self) -> None:
+        """After a while, fewer threads, and the next time more."""
+        del self._paces[:-_BEFORE]
+        if self._pause or len(self._paces) < _BEFORE:
+            return
+        self._trial = self.threads, _middle(self._paces)
+        fewer, more = max(1, self.threads // 2), min(self._most, self.threads * 2)
+        down = fewer < self.threads and (self._down or more == self.threads)
+        self.threads, self._down = (fewer, False) if down else (more, True)
         self._paces.clear()
 
-    def _try_fewer(self) -> None:
-        self._trial = self.threads, _middle(self._paces)
-        self.threads = max(1, self.threads // 2)
-        self._forget()
-
-    def _judge(self, seen: Look) -> None:
-        """Whether fewer threads were faster."""
-        assert self._trial
+    def _judge(self) -> None:
+        """Whether the other number of threads was faster."""
+        if self._trial is None or len(self._paces) < _TRIAL:
+            return
         before, pace = self._trial
-        if seen.pace is not None:
-            self._paces.append(min(seen.pace, _MOST_PACE))
-        if seen.others + before <= seen.cores + ROOM:  # the others have gone: nothing can be learned
-            self._trial = None
-            self._forget()
-        elif len(self._paces) >= _TRIAL:
-            if _middle(self._paces) < BETTER * pace:
-                self.threads = before
-                self._back_off()
-            self._trial = None
-            self._forget()
+        if _middle(self._paces) < BETTER * pace:
+            self.threads = before
+            self._pause, self._lasting = self._lasting, min(self._lasting * 2, _LONGEST)
+        else:  # the same way again, at once
+            self._pause, self._lasting, self._down = 0, _AGAIN, self.threads < before
+        self._trial = None
+        self._paces.clear()
 
-    def _rise(self, seen: Look) -> None:
+    def _rise(self) -> None:
         """More threads once there has been room for them for a while."""
-        more = min(self._most, self.threads * 2)
-        if more > self.threads and seen.others + more <= seen.cores + ROOM:
-            self._calm += 1
-            if self._calm >= _CALM:
-                self.threads, self._calm = more, 0
-        else:
-            self._calm = 0
-        if not self._pause and self.threads == self._most:
-            self._lasting = _AGAIN
-
-    def _back_off(self) -> None:
-        self._pause = self._lasting
-        self._lasting = min(self._lasting * 2, _LONGEST)
+        self._paces.clear()
+        self._calm += 1
+        if self._calm >= _CALM:
+            self.threads, self._calm = min(self._most, self.threads * 2), 0
+            self._lasting, self._pause, self._down = _AGAIN, 0, True
 
 
 def _middle(paces: list[float]) -> float:
