@@ -19,6 +19,7 @@ from xnai.agents.inference.requests import (
     GenerateRequest,
     InferenceStatus,
     Models,
+    Tool,
 )
 from xnai.agents.testing import running
 from xnai.bus import Bus
@@ -278,3 +279,35 @@ async def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(folder: 
                 await answer(bus, prompt="?", model="huge")
             assert caught.value.code == "model_too_large"
             assert (await answer(bus, prompt="Once", max_tokens=1)).finish == "length"
+
+
+# Tools
+
+
+WEATHER = Tool(
+    name="weather",
+    parameters={
+        "type": "object",
+        "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+)
+
+
+async def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(folder: Path) -> None:
+    configure_with(folder, "random")
+    messages = (ChatMessage(role="user", content="a"),)
+    with anyio.fail_after(30):
+        async with running(agent) as bus:
+            found = await answer(bus, messages=messages, tools=(WEATHER,), tool_choice="required")
+            none = await answer(bus, messages=messages, tools=(WEATHER,), tool_choice="none", max_tokens=5)
+            for wrong in ({"tool_choice": "wether"}, {"tool_choice": "required", "regex": "a"}):
+                with pytest.raises(TaskRejected, match=r"tool") as caught:
+                    await answer(bus, messages=messages, tools=(WEATHER,), **wrong)
+                assert caught.value.code == "invalid_payload"
+    assert (found.finish, found.text) == ("tool", "")
+    (call,) = found.calls
+    assert call.name == "weather"
+    assert call.arguments["city"] in ("Rome", "Oslo")
+    assert (none.finish, none.calls) == ("length", ())

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 
 from xnai.agents import Agent, Context, Reject, Whole
-from xnai.agents.inference.asking import LANES, begins, completed, generate_frame, prompt_pieces, same_answer
+from xnai.agents.inference.asking import LANES, begins, completed, prompt_pieces, read_request, same_answer
 from xnai.agents.inference.catalogue import Catalogue
 from xnai.agents.inference.computing import Answers
 from xnai.agents.inference.engine_client import Engine, open_engine
@@ -164,12 +164,16 @@ async def generate(request: GenerateRequest, ctx: Context) -> AsyncIterator[str 
     task = ctx.task
     with service.counting(), service.waiting.place(ctx) as place:
         model = await service.catalogue.text(request.model)
-        frame = generate_frame(request, model, task, weight=service.weight(task.sender), left=ctx.time_left)
-        key = same_answer(request, frame, model)
-        complete = partial(completed, request=request)
-        async with aclosing(
-            service.answers.stream(frame, model, key, tell=place, complete=complete)
-        ) as parts:
+        weight = service.weight(task.sender)
+        asked = read_request(request, model, task, weight=weight, left=ctx.time_left)
+        answer = service.answers.stream(
+            asked,
+            model,
+            same_answer(request, asked.frame, model),
+            tell=place,
+            complete=partial(completed, request=request),
+        )
+        async with aclosing(answer) as parts:
             async for part in parts:
                 yield part if isinstance(part, str) else Whole(part)
 

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from xnai.agents.inference.calls import CallReader
 from xnai.agents.inference.catalogue import Model
 from xnai.agents.inference.frames import Generate, Lane, Rule, Sampling
 from xnai.agents.inference.requests import Answer, ChatMessage, GenerateRequest
 from xnai.agents.inference.reusing import request_key
 from xnai.agents.inference.schemas import check_answer, check_stops, grammar_rule, regex_rule, schema_rule
+from xnai.agents.inference.tools import Offer, offer_tools
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.errors import InvalidPayload
 
@@ -21,19 +23,30 @@ _SEEDS = (1 << 32) - 1  # one less than there are: llama.cpp takes the last to m
 _MARGIN, _SHARE = 0.5, 0.1  # seconds, and of what is left: what the outcome takes once the engine has ended
 
 
-def generate_frame(
+class Asked(msgspec.Struct, frozen=True):
+    """What the engine is asked, and what reads calls of tools out of its answer; None if it may call none."""
+
+    frame: Generate
+    reader: CallReader | None
+
+
+def read_request(
     request: GenerateRequest, model: Model, task: Envelope, *, weight: float, left: float
-) -> Generate:
+) -> Asked:
     """What the engine is asked for a request whose task has `left` seconds.
 
     Raises:
-        InvalidPayload: an option is out of its range.
+        InvalidPayload: an option is out of its range, or contradicts another.
         RuleInvalid: what the answer must look like cannot be kept.
         TemplateFailed: the model's template refuses the messages.
     """
     check_options(request)
-    pieces = prompt_pieces(request.prompt, request.messages, model)
-    return Generate(
+    offer = _offer(request, model)
+    rule = rule_of(request)
+    if rule and offer.rule:
+        raise InvalidPayload(f"A tool that must be called and a {rule.kind} exclude each other.")
+    pieces = tuple(offer.pieces)
+    frame = Generate(
         0,
         model.name,
         pieces,
@@ -51,7 +64,7 @@ def generate_frame(
             presence_penalty=request.presence_penalty,
         ),
         stop=request.stop,
-        rule=rule_of(request),
+        rule=rule or offer.rule,
         alternatives=request.logprobs,
         sender=task.sender,
         lane=LANES[task.lane],
@@ -61,6 +74,21 @@ def generate_frame(
         pin=request.pin,
         truncate=request.truncate or "",
     )
+    return Asked(frame, offer.reader)
+
+
+def _offer(request: GenerateRequest, model: Model) -> Offer:
+    if request.prompt is None and request.messages:
+        return offer_tools(
+            model.template,
+            request.messages,
+            request.tools,
+            choice=request.tool_choice,
+            max_tokens=request.max_tokens,
+        )
+    if request.tools:
+        raise InvalidPayload("Tools go with messages: a prompt is taken as it is.")
+    return Offer(pieces=list(prompt_pieces(request.prompt, request.messages, model)))
 
 
 def same_answer(request: GenerateRequest, frame: Generate, model: Model) -> str | None:

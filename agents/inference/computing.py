@@ -10,9 +10,12 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from xnai.agents.inference.asking import Asked
+from xnai.agents.inference.calls import CallReader
 from xnai.agents.inference.catalogue import Model
 from xnai.agents.inference.engine_client import Engine
 from xnai.agents.inference.engine_requests import Said
+from xnai.agents.inference.errors import AnswerInvalid
 from xnai.agents.inference.frames import Done, Generate, Queued, Text
 from xnai.agents.inference.requests import Answer, Finish, TokenLogprob
 from xnai.agents.inference.reusing import AnswerCache, SharedComputations
@@ -42,7 +45,7 @@ class Answers:
 
     async def stream(
         self,
-        frame: Generate,
+        asked: Asked,
         model: Model,
         key: str | None,
         *,
@@ -63,6 +66,7 @@ class Answers:
                 yield known.text
             yield known
             return
+        frame, reader = asked.frame, asked.reader
         pieces: list[str] = []
         logprobs: list[TokenLogprob] = []
         done: Done | None = None
@@ -71,15 +75,22 @@ class Answers:
                 if isinstance(said, Text):
                     tell(None)
                     logprobs += said.logprobs
-                    if said.text:
-                        pieces.append(said.text)
-                        yield said.text
+                    text = reader.push(said.text) if reader else said.text
+                    if text:
+                        pieces.append(text)
+                        yield text
                 elif isinstance(said, Queued):
                     tell(said)
                 else:
                     done = said
         assert done is not None  # an answer without an end is an error of the engine's
-        answer = complete(_answer(done, frame, model, text="".join(pieces), logprobs=tuple(logprobs)))
+        if rest := _rest(reader, done):
+            pieces.append(rest)
+            yield rest
+        answer = _answer(done, frame, model, text="".join(pieces), logprobs=tuple(logprobs))
+        if reader and reader.calls:
+            answer = msgspec.structs.replace(answer, finish="tool", calls=tuple(reader.calls))
+        answer = complete(answer)
         if key and self._cache:
             await self._cache.put(key, answer)
         yield answer
@@ -126,6 +137,18 @@ async def _next(items: AsyncIterator[Said], ends: float | None) -> Said | None:
 
 
 _GRACE = 0.1  # seconds in which the engine itself says that the time is over
+
+
+def _rest(reader: CallReader | None, done: Done) -> str:
+    """What is left of the text, now that no call can follow. Raises AnswerInvalid for a call that is none."""
+    if reader is None:
+        return ""
+    try:
+        return reader.finish()
+    except AnswerInvalid:
+        if done.finish == "stop":
+            raise
+        return ""  # a call that had to come was cut off
 
 
 def _answer(
