@@ -23,7 +23,7 @@ from benchmarks.inference import peers
 _STARTING = 60.0  # seconds
 _LOOK_EVERY = 0.05
 _CHUNK = 65_536
-SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 1.0}
+SAMPLING: dict[str, Any] = {"temperature": 2.0, "top_k": 40, "top_p": 1.0}
 """Of every request. Random weights repeat their likeliest tokens for ever, which we would guess right, and no
 other side guesses."""
 _FULL = ("length", "limit")
