@@ -16,6 +16,8 @@ from typing import Any
 import msgspec
 from llama_cpp import Llama
 
+from benchmarks.inference.targets import SAMPLING
+
 _writing = threading.Lock()
 
 
@@ -38,7 +40,7 @@ def main() -> None:
 
     def answer(number: int, prompt: str, tokens: int) -> None:
         with computing:
-            pieces: Any = llama.create_completion(prompt, max_tokens=tokens, temperature=0.0, stream=True)
+            pieces: Any = llama.create_completion(prompt, max_tokens=tokens, stream=True, **SAMPLING)
             for piece in pieces:
                 say([number, piece["choices"][0]["finish_reason"]])
 

@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from benchmarks import stack
-from benchmarks.inference.targets import Trace
+from benchmarks.inference.targets import SAMPLING, Trace
 from xnai.agents.inference.requests import Answer, GenerateRequest
 from xnai.bus import Bus, open_bus
 from xnai.bus.locating import ADDRESS_FILE, STACK_FOLDER, Address, read_address
@@ -40,7 +40,7 @@ class Ours:
 
     async def ask(self, prompt: str, tokens: int, heard: list[float] | None = None) -> Trace:
         """As for every target. The times are in `heard` too, as they come."""
-        request = GenerateRequest(prompt=prompt, max_tokens=tokens, **self._options)
+        request = GenerateRequest(prompt=prompt, max_tokens=tokens, **SAMPLING, **self._options)
         times, made = [] if heard is None else heard, tokens
         speed = 0.0
         began = time.perf_counter()

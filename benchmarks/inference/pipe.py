@@ -17,7 +17,7 @@ import msgspec
 from anyio.abc import SocketStream
 
 from benchmarks.harness import ROOT, ended, plain_environment
-from benchmarks.inference.targets import Trace
+from benchmarks.inference.targets import SAMPLING, Trace
 from xnai.agents.inference.frames import (
     Ask,
     Done,
@@ -29,12 +29,14 @@ from xnai.agents.inference.frames import (
     Open,
     Opened,
     Refused,
+    Sampling,
     Setup,
     Status,
     Text,
     encode_frame,
 )
 
+SAMPLED = Sampling(**SAMPLING)
 _MODEL = "model"
 _CHUNK = 1 << 20
 _PATIENCE = 120.0
@@ -97,7 +99,7 @@ class Engine:
 
     async def begin(self, prompt: str, tokens: int, **how: Any) -> Answering:
         """Asks, and returns at once; `how` are other fields of Generate."""
-        frame = Generate(next(self._numbers), _MODEL, (prompt,), True, tokens, **how)
+        frame = Generate(next(self._numbers), _MODEL, (prompt,), True, tokens, SAMPLED, **how)
         return await self._request(frame, frame.id)
 
     async def drop(self, answering: Answering) -> None:

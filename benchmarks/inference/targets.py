@@ -23,6 +23,9 @@ from benchmarks.inference import peers
 _STARTING = 60.0  # seconds
 _LOOK_EVERY = 0.05
 _CHUNK = 65_536
+SAMPLING: dict[str, Any] = {"temperature": 2.0, "top_k": 40, "top_p": 1.0}
+"""Of every request. Random weights repeat their likeliest tokens for ever, which we would guess right, and no
+other side guesses."""
 _FULL = ("length", "limit")
 
 
@@ -52,7 +55,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(Protocol):
-    """Answers prompts. The likeliest token each time."""
+    """Answers prompts."""
 
     async def ask(self, prompt: str, tokens: int) -> Trace:
         """Returns when the answer is complete, after at most so many tokens."""
@@ -139,9 +142,8 @@ async def llama_server(model: Path, *, slots: int, context: int, threads: int) -
     shape = ["-np", slots, "-c", slots * context, "-t", threads, "-tb", threads]
     where = ["--host", "127.0.0.1", "--port", port, "--threads-http", 4 * slots]
     async with _serving([await _found(peers.llama_server), "-m", model, *shape, *where], port, "/health"):
-        # The likeliest token is all that its samplers are to look for, and no token ends an answer.
-        greedy = {"temperature": 0.0, "top_k": 1, "samplers": ["top_k"]}
-        yield Http(port, "/completion", {**greedy, "cache_prompt": True, "ignore_eos": True}, "n_predict")
+        options = {**SAMPLING, "samplers": ["top_k", "temperature"], "ignore_eos": True}
+        yield Http(port, "/completion", {**options, "cache_prompt": True}, "n_predict")
 
 
 @asynccontextmanager
@@ -154,7 +156,7 @@ async def bindings_server(model: Path, *, context: int, threads: int) -> AsyncIt
     async with _serving(
         [python, "-m", "llama_cpp.server", "--model", model, *shape, *where], port, "/v1/models"
     ):
-        yield Http(port, "/v1/completions", {"temperature": 0.0}, "max_tokens")
+        yield Http(port, "/v1/completions", SAMPLING, "max_tokens")
 
 
 async def _found(peer: Callable[[], Path]) -> Path:
