@@ -8,11 +8,13 @@ import shlex
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
+from gguf_models import write_model
 from terminal import EXAMPLES, SMALL, Done, command, copy_examples, program, up
 
 PYTHON = (sys.executable,)
-TRIED = {"caller.py", "hello.py", "maths.py"}
+TRIED = {"caller.py", "critic.py", "hello.py", "maths.py"}
 CALLER = re.compile(
     r"double of 21: 42\n"
     r"event \d+: outcome\n"
@@ -81,3 +83,21 @@ async def test_each_command_that_stands_in_an_example_works(folder: Path) -> Non
         assert (await maths.stop(), await hello.stop()) == (0, 0)
     assert (maths.out, maths.err) == (["ready maths"], ["maths is leaving"])
     assert (hello.out, hello.err) == (["ready hello"], ["hello is leaving"])
+
+
+async def test_the_critic_streams_what_the_shared_model_writes_and_ends_with_a_judgement(
+    folder: Path,
+) -> None:
+    write_model(folder / "random.gguf", seed=1)
+    model = '[agents.inference.settings]\nmodel = "random.gguf"\ncontext = 512\nslots = 2\n'
+    (folder / "xnai.toml").write_text(f"{SMALL}\n{model}")
+    run, call = commands_in("critic.py")
+    async with up(folder), program(*run, folder=folder) as critic:
+        await critic.prints("ready critic")
+        streamed = await command(*call, folder=folder)
+        assert (streamed.status, streamed.err) == (0, "")
+        called = await command(*(word for word in call if word != "--stream"), folder=folder)
+        judgement = msgspec.json.decode(called.out)
+        assert msgspec.json.decode(streamed.out) == judgement
+        assert judgement["mood"] in ("good", "bad", "mixed")
+        assert judgement["stars"] in range(1, 6)

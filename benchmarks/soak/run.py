@@ -235,6 +235,7 @@ async def _open_stack(plan: Plan) -> AsyncIterator[_Stack]:
             "slots": 8,
             "queue": plan.queue,
             "cache": 5.0,
+            "cache_size": 1,
         }
         lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in settings.items()]
         (folder / "xnai.toml").write_text("\n".join(["[agents.inference.settings]", *lines, ""]))
