@@ -19,7 +19,8 @@ from xnai.agents.inference.engine.jobs import URGENT, Phase
 from xnai.agents.inference.engine.llama import Abort
 from xnai.agents.inference.engine.loading import Loaded, Opener
 from xnai.agents.inference.engine.machine import Neighbours, Stalls, cpus, is_crowded
-from xnai.agents.inference.engine.models import Arrival, Models
+from xnai.agents.inference.engine.model import Arrival
+from xnai.agents.inference.engine.models import Models
 from xnai.agents.inference.engine.spinning import Spins
 from xnai.agents.inference.engine.turns import Turns
 from xnai.agents.inference.errors import InferenceError
@@ -159,7 +160,9 @@ class Engine:
         name = self._turns.choose({name: several and _urgent(each) for name, each in waiting.items()})
         chosen = waiting[name]
         began = self._clock()
-        pause = chosen.model.step()
+        model = chosen.model
+        # An answer goes on between two batches of texts.
+        pause = model.step(self._gap / 2) if several and isinstance(model, VectorModel) else model.step()
         chosen.used = self._clock()
         self._turns.charge(name, chosen.used - began)
         if several or pause == 0:
