@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 import pytest
@@ -29,3 +29,17 @@ async def server() -> AsyncIterator[Server]:
     """A real nats-server with an empty store."""
     async with fresh_server() as running:
         yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Reports cross a pipe where tests run in several processes, and some quote names that are no Unicode."""
+    return _encodable((yield))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _encodable(item) for key, item in value.items()}
+    return type(value)(map(_encodable, value)) if isinstance(value, list | tuple) else value
