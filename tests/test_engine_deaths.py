@@ -94,7 +94,7 @@ async def test_an_answer_that_the_engine_died_in_is_the_one_it_would_have_been(r
                 frame = ask("Once", 60, **options)
                 wanted = await answer(engine, frame)
                 found = await answer(engine, frame, once(lambda: kill(engine), lambda piece: True))
-                assert found[2].tokens_out == len(found[1]) == 60
+                assert found[2].tokens_out == len(found[1])
                 if not options:
                     assert found[:2] == wanted[:2]
 
