@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -34,7 +34,7 @@ AGENT_BOUND, ENGINE_BOUND = 8.0, 12.0  # MB in 10,000 requests
 _WARM = 0.2  # the share of the run behind which memory has to be steady
 _LOOK_EVERY = 0.5
 _SAMPLED = 200  # tasks whose whole story is read at the end
-_QUIET = 60.0  # seconds in which all must have ended, once nobody asks any more
+_QUIET = 120.0  # seconds in which all must have ended, once nobody asks any more
 _CONTEXT = 1_024
 
 
@@ -92,9 +92,10 @@ class _Stack:
 
     def engine(self, agent: int) -> int | None:
         """The engine's process, if there is one now."""
-        for pid, words in stack.family(agent):
-            if "agents.inference.engine" in words:
-                return pid
+        with suppress(OSError):  # a thread of the agent has just ended
+            for pid, words in stack.family(agent):
+                if "agents.inference.engine" in words:
+                    return pid
         return None
 
 
@@ -113,7 +114,7 @@ class _Run:
         for case in self._mix.references:
             await self._ask(case)
         self._began = time.monotonic()
-        with anyio.fail_after(2 * self._plan.seconds + self._plan.requests / 5 + 60):
+        with anyio.fail_after(2 * self._plan.seconds + self._plan.requests / 5 + _QUIET):
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._watch, agent.pid)
                 watching.start_soon(self._kill, agent.pid)
@@ -141,13 +142,12 @@ class _Run:
         self._book.write(await ask(self._buses[case.sender], case, f"soak-{next(self._numbers)}"))
 
     async def _watch(self, agent: int) -> None:
+        """Write down what the agent and its engine hold, for ever."""
         while True:
             if engine := self._place.engine(agent):
-                try:
-                    sample = Memory(time.monotonic(), resident(agent), resident(engine), engine)
-                except (OSError, IndexError):  # it has just been killed
-                    continue
-                self._book.memory.append(sample)
+                with suppress(OSError, IndexError):  # it has just been killed
+                    held = Memory(time.monotonic(), resident(agent), resident(engine), engine)
+                    self._book.memory.append(held)
             await anyio.sleep(_LOOK_EVERY)
 
     async def _kill(self, agent: int) -> None:
