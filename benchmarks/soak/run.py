@@ -26,6 +26,7 @@ from xnai.agents.inference.requests import InferenceStatus
 from xnai.bus import Bus, open_bus
 from xnai.bus.locating import ADDRESS_FILE, STACK_FOLDER, read_address
 from xnai.deploy.supervisor.asking import view
+from xnai.deploy.supervisor.logfiles import FOLDER as LOGS
 from xnai.deploy.supervisor.orders import Row
 from xnai.protocol import TaskState
 from xnai.protocol.events import OUTCOME
@@ -89,6 +90,10 @@ class _Stack:
     async def agent(self) -> Row:
         (row,) = [row for row in (await view(self.folder)).rows if row.name == AGENT]
         return row
+
+    def log(self) -> str:
+        """What the agent has printed lately."""
+        return (self.folder / STACK_FOLDER / LOGS / f"{AGENT}.log").read_text(errors="replace")
 
     def engine(self, agent: int) -> int | None:
         """The engine's process, if there is one now."""
@@ -178,6 +183,7 @@ class _Run:
         agent = await self._place.agent()
         completed = sum(state is TaskState.COMPLETED for state in rows.values())
         left = f"{status.running} running, {status.waiting} waiting, {status.paused} paused"
+        traces = self._place.log().count("Traceback (most recent call last)")
         same = agent.pid == before.pid and status.restarts == len(book.kills)
         warm = self._began + _WARM * plan.seconds
         return [
@@ -189,6 +195,7 @@ class _Run:
             book.behaved(),
             book.same_answers(),
             Verdict("nothing left", (status.running, status.waiting, status.paused) == (0, 0, 0), left),
+            Verdict("no traceback", not traces, f"{traces} in the log of the agent"),
             Verdict("died when killed", same, f"{len(book.kills)} kills, {status.restarts} restarts"),
             book.steady("agent", warm=warm, bound=AGENT_BOUND),
             book.steady("engine", warm=warm, bound=ENGINE_BOUND),
