@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -26,6 +26,7 @@ from xnai.agents.inference.requests import InferenceStatus
 from xnai.bus import Bus, open_bus
 from xnai.bus.locating import ADDRESS_FILE, STACK_FOLDER, read_address
 from xnai.deploy.supervisor.asking import view
+from xnai.deploy.supervisor.logfiles import FOLDER as LOGS
 from xnai.deploy.supervisor.orders import Row
 from xnai.protocol import TaskState
 from xnai.protocol.events import OUTCOME
@@ -34,7 +35,7 @@ AGENT_BOUND, ENGINE_BOUND = 8.0, 12.0  # MB in 10,000 requests
 _WARM = 0.2  # the share of the run behind which memory has to be steady
 _LOOK_EVERY = 0.5
 _SAMPLED = 200  # tasks whose whole story is read at the end
-_QUIET = 60.0  # seconds in which all must have ended, once nobody asks any more
+_QUIET = 120.0  # seconds in which all must have ended, once nobody asks any more
 _CONTEXT = 1_024
 
 
@@ -90,11 +91,16 @@ class _Stack:
         (row,) = [row for row in (await view(self.folder)).rows if row.name == AGENT]
         return row
 
+    def log(self) -> str:
+        """What the agent has printed lately."""
+        return (self.folder / STACK_FOLDER / LOGS / f"{AGENT}.log").read_text(errors="replace")
+
     def engine(self, agent: int) -> int | None:
         """The engine's process, if there is one now."""
-        for pid, words in stack.family(agent):
-            if "agents.inference.engine" in words:
-                return pid
+        with suppress(OSError):  # a thread of the agent has just ended
+            for pid, words in stack.family(agent):
+                if "agents.inference.engine" in words:
+                    return pid
         return None
 
 
@@ -113,7 +119,7 @@ class _Run:
         for case in self._mix.references:
             await self._ask(case)
         self._began = time.monotonic()
-        with anyio.fail_after(2 * self._plan.seconds + self._plan.requests / 5 + 60):
+        with anyio.fail_after(2 * self._plan.seconds + self._plan.requests / 5 + _QUIET):
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._watch, agent.pid)
                 watching.start_soon(self._kill, agent.pid)
@@ -141,13 +147,12 @@ class _Run:
         self._book.write(await ask(self._buses[case.sender], case, f"soak-{next(self._numbers)}"))
 
     async def _watch(self, agent: int) -> None:
+        """Write down what the agent and its engine hold, for ever."""
         while True:
             if engine := self._place.engine(agent):
-                try:
-                    sample = Memory(time.monotonic(), resident(agent), resident(engine), engine)
-                except (OSError, IndexError):  # it has just been killed
-                    continue
-                self._book.memory.append(sample)
+                with suppress(OSError, IndexError):  # it has just been killed
+                    held = Memory(time.monotonic(), resident(agent), resident(engine), engine)
+                    self._book.memory.append(held)
             await anyio.sleep(_LOOK_EVERY)
 
     async def _kill(self, agent: int) -> None:
@@ -178,6 +183,7 @@ class _Run:
         agent = await self._place.agent()
         completed = sum(state is TaskState.COMPLETED for state in rows.values())
         left = f"{status.running} running, {status.waiting} waiting, {status.paused} paused"
+        traces = self._place.log().count("Traceback (most recent call last)")
         same = agent.pid == before.pid and status.restarts == len(book.kills)
         warm = self._began + _WARM * plan.seconds
         return [
@@ -189,6 +195,7 @@ class _Run:
             book.behaved(),
             book.same_answers(),
             Verdict("nothing left", (status.running, status.waiting, status.paused) == (0, 0, 0), left),
+            Verdict("no traceback", not traces, f"{traces} in the log of the agent"),
             Verdict("died when killed", same, f"{len(book.kills)} kills, {status.restarts} restarts"),
             book.steady("agent", warm=warm, bound=AGENT_BOUND),
             book.steady("engine", warm=warm, bound=ENGINE_BOUND),
