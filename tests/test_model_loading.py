@@ -28,6 +28,7 @@ from xnai.agents.inference.frames import (
     Loading,
     Open,
     Opened,
+    Queued,
     Refused,
     Setup,
     Text,
@@ -214,6 +215,26 @@ def test_a_model_that_works_without_end_yields_to_one_that_was_asked_for(
         assert set(ends[2:]) == set(queued)
 
 
+def test_a_model_is_opened_beside_answers_that_go_on(endless: Path, files: dict[str, Path]) -> None:
+    with engine() as found:
+        opened(found.open(endless, name="endless", context=20_000, slots=1, kept=0))
+        running = found.begin("t", 19_000, model="endless")
+        assert found.hear(running, Text)
+        found.send(Open("missing", str(files["first"]) + ".gone"))
+        found.send(Open("other", str(files["first"]), context=CONTEXT, slots=1))
+        answers: list[Opened | Refused] = []
+        while len(answers) < 2:
+            if isinstance(frame := found.receive(), Opened | Refused):
+                answers.append(frame)
+        refused, answer = answers
+        assert isinstance(refused, Refused)
+        assert (refused.code, refused.model) == ("model_missing", "missing")
+        assert not opened(answer).loaded
+        assert found.say("the", 4, model="other")
+        assert found.status().running == 1
+        found.drop(running)
+
+
 # Requests that wait for a model
 
 
@@ -229,6 +250,7 @@ def test_a_request_that_waits_for_a_model_is_dropped_at_once_and_ends_at_its_dea
         late = found.begin("the", 4, model="other", deadline=0.05)
         assert found.hear(late, Done).finish == "deadline"
         waiting = [found.begin("the", 4, model="other") for _ in range(3)]
+        assert [found.hear(id, Queued).position for id in waiting] == [0, 1, 2]
         (refused,) = found.end(found.begin("the", 4, model="other"))
         assert isinstance(refused, Refused)
         assert (refused.code, refused.retry_after is not None) == ("busy", True)
@@ -252,7 +274,7 @@ def test_a_file_that_was_damaged_since_is_an_error_for_those_who_ask_for_it(
         frames: list[Frame] = []
         while not (frames and isinstance(frames[-1], Refused)):
             frames.append(found.receive())
-        assert [type(frame) for frame in frames] == [Loading, Unloaded, Refused]
+        assert [type(frame) for frame in frames] == [Queued, Loading, Unloaded, Refused]
         assert isinstance(frames[-1], Refused)
         assert frames[-1].code == "model_invalid"
         assert found.say("the", 4, model="whole")

@@ -17,7 +17,7 @@ import msgspec
 
 from xnai.agents.inference.engine.generating import TextModel
 from xnai.agents.inference.engine.loop import Engine
-from xnai.agents.inference.engine.models import Arrival
+from xnai.agents.inference.engine.model import Arrival
 from xnai.agents.inference.errors import InferenceError, ModelMissing
 from xnai.agents.inference.frames import (
     Count,

@@ -140,7 +140,8 @@ class Opener:
     """Brings models into memory, within bounds that are given to it.
 
     Attributes:
-        threads: of a computation.
+        threads, most_threads: of a computation, now and on a quiet machine.
+        saving: what is evicted may be saved in memory.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class Opener:
         self.threads = self.most_threads = setup.threads or physical_cores()
         self._setup, self._abort, self._emit, self._clock = setup, abort, emit, clock
         self._folder = Path(setup.folder) if setup.folder else None
+        self.saving = True
         self._ledger = Ledger()
         self._measured: dict[Open, Measured] = {}
 
@@ -239,7 +241,8 @@ class Opener:
         found = Path(wanted.path).stat()
         words = (found.st_size, found.st_mtime_ns, loaded.weights.size, wanted.context, wanted.fast, LIBRARY)
         folder = self._folder / "states" if self._folder and setup.saved_disk else None
-        return SavedStates(repr(words), memory=setup.saved_memory, folder=folder, disk=setup.saved_disk)
+        memory = setup.saved_memory if self.saving else 0
+        return SavedStates(repr(words), memory=memory, folder=folder, disk=setup.saved_disk)
 
     def _open_vectors(self, found: Loaded) -> None:
         opening = open_embedding_context(

@@ -19,7 +19,8 @@ from xnai.agents.inference.engine.jobs import URGENT, Phase
 from xnai.agents.inference.engine.llama import Abort
 from xnai.agents.inference.engine.loading import Loaded, Opener
 from xnai.agents.inference.engine.machine import Neighbours, Stalls, cpus, is_crowded
-from xnai.agents.inference.engine.models import Arrival, Models
+from xnai.agents.inference.engine.model import Arrival
+from xnai.agents.inference.engine.models import Models
 from xnai.agents.inference.engine.spinning import Spins
 from xnai.agents.inference.engine.turns import Turns
 from xnai.agents.inference.errors import InferenceError

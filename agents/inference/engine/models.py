@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from xnai.agents.inference.engine.generating import TextModel
 from xnai.agents.inference.engine.governor import NONE_IDLE, NONE_KEPT, NOTHING, eased
@@ -18,14 +17,14 @@ from xnai.agents.inference.engine.loading import (
     Bounds,
     Loaded,
     Opener,
-    Prepared,
     fitted,
     opened,
     opened_later,
     planned,
     too_large,
 )
-from xnai.agents.inference.engine.swapping import Standing, make_room
+from xnai.agents.inference.engine.model import Arrival, Model
+from xnai.agents.inference.engine.swapping import make_room
 from xnai.agents.inference.errors import InferenceError, ModelMissing
 from xnai.agents.inference.frames import (
     Done,
@@ -34,9 +33,10 @@ from xnai.agents.inference.frames import (
     Generate,
     Loading,
     Open,
+    Opened,
+    Queued,
     Refused,
     Setup,
-    ToEngine,
     Unloaded,
 )
 from xnai.agents.inference.gguf_file import GgufInfo, read_gguf
@@ -46,35 +46,6 @@ from xnai.protocol.errors import XnaiError
 _SEQUENCES = 4  # for which room is made where it is not known how many pay
 _SOON = 1.0  # seconds after which asking again may help
 _SETTLED = 30.0  # seconds before what has shrunk may grow
-
-
-class Arrival(NamedTuple):
-    """What came in, when, and what it brings if that is known already. Without a frame it wakes the loop."""
-
-    frame: ToEngine | None
-    at: float
-    prepared: Prepared | None = None
-
-
-class Model:
-    """An open model, in memory or not.
-
-    Attributes:
-        loaded: None while it is not in memory.
-        waiting: requests for it that wait until it is, or until it has another size.
-        resting: it starts nothing new, so that it can go or shrink.
-    """
-
-    def __init__(self, wanted: Open, info: GgufInfo) -> None:
-        self.wanted, self.info = wanted, info
-        self.loaded: Loaded | None = None
-        self.waiting: dict[int, Arrival] = {}
-        self.resting = False
-
-    @property
-    def working(self) -> bool:
-        """Whether it computes, or is about to."""
-        return bool(self.loaded and (self.loaded.model.requests or (self.waiting and not self.resting)))
 
 
 class Models:
@@ -106,6 +77,7 @@ class Models:
         self._models: dict[str, Model] = {}
         self._reader = ThreadPoolExecutor(1, "weights")
         self._coming: tuple[Model, Future[tuple[Weights, ExitStack]], int] | None = None
+        self._looking: list[tuple[Open, Future[tuple[GgufInfo, Opened]]]] = []
         self._spare: tuple[str, Vocabulary, ExitStack] | None = None
 
     # Which there are
@@ -159,6 +131,7 @@ class Models:
             self._emit(Refused(frame.id, "busy", sentence, _SOON))
         else:
             self._find(frame.model).waiting[frame.id] = arrival._replace(prepared=None)
+            self._emit(Queued(frame.id, 0, count, 0.0))
 
     @property
     def deferred(self) -> int:
@@ -174,45 +147,70 @@ class Models:
     def soonest(self) -> float | None:
         """When the first deadline is of those that wait for a model."""
         return min(
-            (end for each in self._models.values() for one in each.waiting.values() if (end := _end(one))),
+            (end for each in self._models.values() for one in each.waiting.values() if (end := one.end)),
             default=None,
         )
 
     def _drop_late(self, now: float) -> None:
         for each in self._models.values():
-            for id in [id for id, one in each.waiting.items() if (end := _end(one)) and end <= now]:
+            for id in [id for id, one in each.waiting.items() if (end := one.end) and end <= now]:
                 del each.waiting[id]
                 self._emit(Done(id, "deadline"))
 
     # Coming and going
 
     def open(self, wanted: Open) -> None:
-        """Opens a model, if it is not open, and says so.
+        """Opens a model, if it is not open, and says so; while others compute it is loaded when asked for.
 
         Raises ModelMissing, ModelInvalid and ModelTooLarge.
         """
         found = self._models.get(wanted.name)
+        if found is None and any(each.working for each in self._models.values()):
+            future = self._reader.submit(_look_at, wanted)  # the answers go on meanwhile
+            future.add_done_callback(lambda _: self._wake())
+            self._looking.append((wanted, future))
+            return
         if found is None:
             found = Model(wanted, read_gguf(Path(wanted.path)))
-            least, most = planned(wanted, found.info).total, self.room(of_all=True)
-            if least > most:
-                raise too_large(wanted, found.info, most)
-            if not wanted.later and least <= (room := self.room()):
+            self._check(found)
+            if not wanted.later and planned(wanted, found.info).total <= (room := self.room()):
                 self._install(found, *_read(Path(wanted.path)), room=room)
         answer = opened(found.loaded) if found.loaded else opened_later(found.wanted, found.info)
         self._models[wanted.name] = found
         self._emit(answer)
 
+    def _check(self, found: Model) -> None:
+        """Raises ModelTooLarge if there is no room for a model even without the others."""
+        most = self.room(of_all=True)
+        if planned(found.wanted, found.info).total > most:
+            raise too_large(found.wanted, found.info, most)
+
+    def _take_in(self) -> None:
+        """Opens the models that have been looked at meanwhile."""
+        for wanted, future in [each for each in self._looking if each[1].done()]:
+            self._looking.remove((wanted, future))
+            try:
+                info, answer = future.result()
+                found = Model(wanted, info)
+                self._check(found)
+            except (XnaiError, OSError) as error:
+                code = error.code if isinstance(error, XnaiError) else InferenceError.code
+                self._emit(Refused(0, code, str(error), model=wanted.name))
+            else:
+                self._models.setdefault(wanted.name, found)
+                self._emit(answer)
+
     def room(self, *, of_all: bool = False) -> int:
         """Bytes for another model; with `of_all` if it were the only one."""
         loaded = self.loaded()
-        held = sum(each.takes for each in loaded)
+        saved = self._setup.saved_memory
+        held = sum(each.takes + saved for each in loaded)
         free = available(mapped=sum(each.weights.mapped for each in loaded))
         if self._setup.memory:
             free = min(free, self._setup.memory - held)
         else:
             free -= self.reserve
-        return free + held if of_all else free
+        return free - saved + (held if of_all else 0)
 
     def tend(self, now: float) -> list[Arrival]:
         """Brings in what is asked for, and lets go what is in its way.
@@ -220,6 +218,7 @@ class Models:
         Returns the requests that waited and whose models are ready.
         """
         self._drop_late(now)
+        self._take_in()
         self._arrive()
         wanted = self._wanted()
         rest = self._make_way(wanted, now) if wanted and not self._coming else ()
@@ -237,17 +236,16 @@ class Models:
     def _wanted(self) -> Model | None:
         """The model that is not in memory and whose requests are urgent or have waited longest."""
         absent = [each for each in self._models.values() if each.waiting and not each.loaded]
-        return min(absent, key=_urgency, default=None)
+        return min(absent, key=lambda each: each.urgency, default=None)
 
     def _make_way(self, wanted: Model, now: float) -> tuple[str, ...]:
         """Begins to load a model if there is room, or can be made. Returns those that start nothing more."""
         least = planned(wanted.wanted, wanted.info).total
         good = planned(wanted.wanted, wanted.info, wanted.wanted.slots or _SEQUENCES).total
         room = self.room()
-        standings = [_standing(each) for each in self._models.values()]
-        loaded = [each for each in standings if each]
+        loaded = [standing for each in self._models.values() if (standing := each.standing)]
         idle = [each for each in loaded if not each.working]
-        urgent, since = _urgency(wanted)
+        urgent, since = wanted.urgency
         waited = now - since if urgent else math.inf
         bounds = {"now": now, "waited": waited, "patience": self._setup.patience}
         swap = make_room(good - room, idle, **bounds)
@@ -324,6 +322,7 @@ class Models:
     def relieve(self, level: int, now: float) -> None:
         """Gives back as much as this level says, of what nobody uses; the rest when it is free."""
         self.level = level
+        self.opener.saving = level == NOTHING
         for found in list(self._models.values()):
             if found.loaded and not found.working:
                 self._resize(found, found.loaded, now)
@@ -366,25 +365,6 @@ def _read(path: Path) -> tuple[Weights, ExitStack]:
     return resources.enter_context(open_weights(path)), resources
 
 
-def _standing(found: Model) -> Standing | None:
-    if not found.loaded:
-        return None
-    return Standing(
-        name=found.loaded.name,
-        takes=found.loaded.takes,
-        working=found.working,
-        used=found.loaded.used,
-        since=found.loaded.since,
-    )
-
-
-def _urgency(found: Model) -> tuple[int, float]:
-    """0 if a request that waits for it is urgent, else 1; and when the first came."""
-    lanes = [one.frame.lane for one in found.waiting.values() if isinstance(one.frame, Generate | Embed)]
-    return min(1, *lanes), min(one.at for one in found.waiting.values())
-
-
-def _end(arrival: Arrival) -> float | None:
-    """When the deadline of a request is."""
-    deadline = getattr(arrival.frame, "deadline", None)
-    return None if deadline is None else arrival.at + deadline
+def _look_at(wanted: Open) -> tuple[GgufInfo, Opened]:
+    info = read_gguf(Path(wanted.path))
+    return info, opened_later(wanted, info)

@@ -88,8 +88,9 @@ class Sequences:
         return self._books.stats()
 
     def close(self) -> None:
-        """What is in memory goes to the disk, as far as it may."""
+        """What is kept, or saved in memory, goes to the disk, as far as it may."""
         if self._saved:
+            self.shrink(0)
             self._saved.write_all()
 
     def _clear(self, evicted: Sequence[Evicted]) -> None:
