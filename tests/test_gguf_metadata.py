@@ -95,8 +95,19 @@ def test_the_state_of_a_recurrent_model_is_counted(tmp_path: Path) -> None:
             lambda writer: [writer.add_string(f"text.{n}", "x" * 1_000_000) for n in range(17)],
             "its metadata has more than 16 MiB",
         ),
+        (lambda writer: writer.add_token_list(["a", "", "b", "", "a\0c"]), "a token twice"),
+        (lambda writer: writer.add_token_list(["a", "b" * 100_000]), "a token of it has 100000 bytes"),
     ],
-    ids=["layers", "text for a number", "number for a text", "short list", "long text", "much text"],
+    ids=[
+        "layers",
+        "text for a number",
+        "number for a text",
+        "short list",
+        "long text",
+        "much text",
+        "token twice",
+        "long token",
+    ],
 )
 def test_a_header_that_claims_what_cannot_be_is_refused(
     tmp_path: Path, fill: Callable[[gguf.GGUFWriter], None], reason: str

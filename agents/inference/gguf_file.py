@@ -26,6 +26,7 @@ _SCALARS: Mapping[int, struct.Struct] = {
 
 # What a header may claim, so that a hostile one is refused soon.
 _MOST_ITEMS = 1 << 24  # of a list; the largest vocabularies have 2^18
+_MOST_TOKENS = 1 << 21
 _MOST_PAIRS = _MOST_TENSORS = 1 << 17
 _LONGEST_KEY = 1 << 16  # by the specification
 _LONGEST_TENSOR_NAME = 1 << 8  # four times what it says
@@ -270,7 +271,7 @@ class _Cursor:
 
     def _pair(self) -> tuple[str, Value]:
         key, kind = self._text(_LONGEST_KEY, "a key"), self._u32()
-        value = self._value(kind)
+        value = self._value(kind, distinct=key == "tokenizer.ggml.tokens")
         if key == "general.alignment":
             if kind != 4 or not isinstance(value, int) or value == 0 or value & (value - 1):
                 raise self._invalid("its alignment is no power of two")
@@ -279,21 +280,23 @@ class _Cursor:
             raise self._invalid("it is one part of several; merge them with llama-gguf-split --merge")
         return key, value
 
-    def _value(self, kind: int) -> Value:
+    def _value(self, kind: int, *, distinct: bool) -> Value:
         if kind in _SCALARS:
             return self._scalar(kind)
         if kind == _STRING:
             return self._text(_LONGEST_TEXT, "a text")
         if kind == _ARRAY:
-            return self._list()
+            return self._list(distinct=distinct)
         raise self._invalid(f"a value has the unknown type {kind}")
 
-    def _list(self) -> Value:
+    def _list(self, *, distinct: bool) -> Value:
         """A short list of whole numbers; of another its length."""
         kind, count = self._u32(), self._u64()
         if count > _MOST_ITEMS:
             raise self._invalid(f"a list claims {count} items")
-        if kind == _STRING:
+        if kind == _STRING and distinct:
+            self._distinct(count)
+        elif kind == _STRING:
             for _ in range(count):
                 self._skip(self._u64())
         elif kind not in _SCALARS:
@@ -304,6 +307,22 @@ class _Cursor:
         else:
             self._skip(count * _SCALARS[kind].size)
         return count
+
+    def _distinct(self, count: int) -> None:
+        """Skips texts, of which only empty ones may come twice: otherwise llama.cpp ends the process."""
+        if count > _MOST_TOKENS:
+            raise self._invalid(f"its vocabulary claims {count} tokens")
+        seen: set[bytes] = set()
+        for number in range(count):
+            length = self._u64()
+            if length > _LONGEST_KEY:
+                raise self._invalid(f"a token of it has {length} bytes")
+            start = self._at
+            self._skip(length)
+            token = self._data[start : self._at].split(b"\0", 1)[0]  # C ends it there
+            seen.add(token or b"\0%d" % number)
+        if len(seen) < count:
+            raise self._invalid("its vocabulary has a token twice")
 
     def _tensor(self) -> int:
         """Reads the description of a tensor; where it ends, in bytes after the start of the weights."""

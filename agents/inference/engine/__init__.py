@@ -8,3 +8,6 @@ import os
 # (`spinning` switches to them while the machine is busy). This is between, for the second until that is
 # noticed. OpenMP reads it when it is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# An assertion of llama.cpp ends the process; without this a debugger would first be started on it.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
