@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from xnai.agents.inference.engine.llama import Context
 from xnai.agents.inference.frames import Done, Embed, Frame, Vectors
 
 TEXTS, TOKENS = 8, 512  # in one batch: every token is compared with all others of it, so more is slower
+
+_LATELY = 0.3  # what the speed of a batch weighs against those before
 
 
 class Embedding:
@@ -44,7 +47,7 @@ class VectorModel:
         self.computing: frozenset[int] = frozenset()
         self.requests: dict[int, Embedding] = {}
         self.steps = 0
-        self.busy = 0.0
+        self.busy = self._rate = 0.0
         self._ledger, self._emit, self._clock = ledger, emit, clock
         self._batch = Batch(TOKENS)
 
@@ -75,13 +78,16 @@ class VectorModel:
         self._emit(Done(id, "canceled"))
         return True
 
-    def step(self) -> float | None:
-        """Computes one batch; 0 if there may be another, None if nobody waits."""
+    def step(self, seconds: float = math.inf) -> float | None:
+        """Computes one batch, of about so many seconds at most.
+
+        Returns 0 if there may be another, None if nobody waits.
+        """
         began = self._clock()
         self._drop_late(began)
         if not self.requests:
             return None
-        chosen = self._choose()
+        chosen = self._choose(min(TOKENS, seconds * self._rate) if self._rate else TOKENS)
         self._batch.clear()
         for sequence, (request, index) in enumerate(chosen):
             text = request.ask.texts[index]
@@ -90,11 +96,15 @@ class VectorModel:
         done = self.context.encode(self._batch)
         self.computing = frozenset()
         self.steps += 1
-        self.busy += self._clock() - began
+        took = self._clock() - began
+        self.busy += took
         if not done:
             for request, index in reversed(chosen):
                 request.left.append(index)
             return 0.0
+        if took > 0:
+            self._rate = self._rate or self._batch.size / took
+            self._rate += _LATELY * (self._batch.size / took - self._rate)
         for sequence, (request, index) in enumerate(chosen):
             request.vectors[index] = self.context.vector(sequence)
             request.job.todo -= len(request.ask.texts[index])
@@ -111,14 +121,14 @@ class VectorModel:
                 self._ledger.leave(request.job)
                 self._emit(Done(request.ask.id, "deadline"))
 
-    def _choose(self) -> list[tuple[Embedding, int]]:
+    def _choose(self, most: float) -> list[tuple[Embedding, int]]:
         """Which texts go through the model together: of the requests whose turn it is, shortest first."""
         chosen: list[tuple[Embedding, int]] = []
         tokens = 0
         for request in self._in_turn():
             while request.left:
                 length = len(request.ask.texts[request.left[-1]])
-                if chosen and (len(chosen) == TEXTS or tokens + length > TOKENS):
+                if chosen and (len(chosen) == TEXTS or tokens + length > most):
                     return chosen
                 chosen.append((request, request.left.pop()))
                 tokens += length

@@ -160,7 +160,9 @@ class Engine:
         name = self._turns.choose({name: several and _urgent(each) for name, each in waiting.items()})
         chosen = waiting[name]
         began = self._clock()
-        pause = chosen.model.step()
+        model = chosen.model
+        # An answer goes on between two batches of texts.
+        pause = model.step(self._gap / 2) if several and isinstance(model, VectorModel) else model.step()
         chosen.used = self._clock()
         self._turns.charge(name, chosen.used - began)
         if several or pause == 0:
