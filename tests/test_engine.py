@@ -228,6 +228,14 @@ def test_by_the_same_seed_an_answer_goes_on_as_it_would_have(
         assert tokens_of(rest) == tokens[said:]
 
 
+@pytest.mark.parametrize("stop", [(), ("not",)])
+def test_an_answer_of_which_only_the_end_was_not_told_ends(scripted: EngineProcess, stop: tuple[str]) -> None:
+    whole = scripted.end(scripted.begin("t", 12, stop=stop, cache=False))
+    (rest,) = scripted.end(scripted.begin("t", 12, stop=stop, said=tokens_of(whole), cache=False))
+    assert isinstance(rest, Done)
+    assert (rest.finish, rest.tokens_out) == (end_of(whole).finish, end_of(whole).tokens_out)
+
+
 def test_half_a_character_that_was_said_is_not_lost(talker: EngineProcess) -> None:
     frames = talker.end(talker.begin("he in", 40, cache=False))
     tokens, text = tokens_of(frames), text_of(frames)

@@ -59,6 +59,8 @@ class Answering:
         self._pending: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        if ask.said and (self._text.stopped or self._made >= self._limit):
+            self.finish = "stop" if self._text.stopped else "length"  # only its end was not told
 
     @property
     def content(self) -> Tokens:

@@ -100,6 +100,9 @@ class TextModel:
             return
         room = self.context.context - len(prompt)
         request = Answering(ask, job, prompt, room=room, vocabulary=self._vocabulary)
+        if request.finish:
+            self._emit(request.done())
+            return
         request.matcher = matcher
         sampling = sampler_of(self.context, ask.sampling, prompt)
         request.sampler = request.resources.enter_context(sampling)
