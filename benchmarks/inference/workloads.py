@@ -54,7 +54,7 @@ async def compared(
         return lambda number: ask(target, Words(f"{number} of {count}", tokenizer))
 
     for target in targets.values():
-        await ask(target, Words("to warm up", tokenizer))
+        await target.ask(Words("to warm up", tokenizer).text(48), 16)
     return await rounds({name: side(target) for name, target in targets.items()}, count)
 
 
