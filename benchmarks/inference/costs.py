@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -44,6 +45,7 @@ SCHEMA: dict[str, Any] = {
 }
 """An answer that ends by itself, after some sixty tokens."""
 _MOST_TOKENS, _CONTEXT = 400, 1_024
+_BLOCK = 4_096  # kilobytes
 _WINDOW, _SETTLING = 2.5, 2.0  # seconds
 
 
@@ -106,15 +108,31 @@ async def inference_memory_mb(size: Size) -> Figure:
             prompts = Words(f"memory {number}").texts(8, words=500)
             await together(caller, prompts, tokens=32)
             told = await caller.bus.call(MODELS, None, Models)
-            theirs = sum(each.weights + each.kv + each.buffers for each in told.models if each.loaded)
-            held = sum(resident(pid) for pid, line in descendants(up.pid) if _is_ours(line))
-            pairs.append((held - theirs / 1e6, MOST_MEMORY))
+            most = sum(each.kv + each.buffers for each in told.models if each.loaded) / 1e6
+            pids = [pid for pid, line in descendants(up.pid) if "inference" in line]
+            files, blocks = (sum(found) for found in zip(*map(_theirs, pids), strict=True))
+            pairs.append((sum(map(resident, pids)) - files - min(blocks, most), MOST_MEMORY))
     return figure("inference_memory_mb", pairs, unit="MB", bar=1.0, less_is_better=True)
 
 
-def _is_ours(words: str) -> bool:
-    """Whether a process with this command line is the inference agent or its engine."""
-    return "inference" in words
+def _theirs(pid: int) -> tuple[float, float]:
+    """Megabytes of a process that are in memory: of mapped models, and of large blocks without a file.
+
+    Those of llama.cpp hold the KV cache and its buffers, of which a part is never touched.
+    """
+    files = blocks = 0.0
+    name, kilobytes = "", 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            name = words[5] if len(words) > 5 else ""
+        elif words[0] == "Size:":
+            kilobytes = int(words[1])
+        elif words[0] == "Rss:" and name.endswith(".gguf"):
+            files += int(words[1]) * 1024 / 1e6
+        elif words[0] == "Rss:" and not name and kilobytes >= _BLOCK:
+            blocks += int(words[1]) * 1024 / 1e6
+    return files, blocks
 
 
 async def inference_neighbours(size: Size) -> Figure:
