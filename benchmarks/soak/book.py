@@ -129,6 +129,8 @@ class Book:
         if isinstance(told.value, Answer):
             facts += [f"{told.value.tokens_cached} of {told.value.tokens_in} tokens cached"]
             facts += ["reused"] * told.value.cached
+            said = (told.value.text, told.value.finish)
+            facts += [f"what {other} says alone" for other, alone in self.alone.items() if alone == said]
         return ", ".join(facts)
 
     # Judging
