@@ -116,8 +116,22 @@ class Book:
         else:
             same = alone == seen
         if not same:
-            killed = ", when the engine was killed" if self._killed_during(told) else ""
-            self.mismatches.append(f"{told.case.kind} {told.id}: {seen!r:.200}, alone {alone!r:.200}{killed}")
+            self.mismatches.append(
+                f"{told.case.kind} {told.id}: {seen!r:.200}, alone {alone!r:.200}; {self._facts(told)}"
+            )
+
+    def _facts(self, told: Told) -> str:
+        """What may explain an answer."""
+        life = told.began - max((at for at in self.kills if at <= told.began), default=-math.inf)
+        since = f"{life:.0f} s after a kill" if life < math.inf else "before any kill"
+        facts = [since, f"took {told.took:.2f} s", told.case.lane]
+        facts += ["killed during it"] * bool(self._killed_during(told))
+        if isinstance(told.value, Answer):
+            facts += [f"{told.value.tokens_cached} of {told.value.tokens_in} tokens cached"]
+            facts += ["reused"] * told.value.cached
+            said = (told.value.text, told.value.finish)
+            facts += [f"what {other} says alone" for other, alone in self.alone.items() if alone == said]
+        return ", ".join(facts)
 
     # Judging
 
