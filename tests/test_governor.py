@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xnai.agents.inference.engine.governor import (
@@ -24,7 +25,7 @@ from xnai.agents.inference.engine.governor import (
     affordable,
     eased,
 )
-from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, busy_cores, is_crowded
+from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, allowed, busy_cores, is_crowded
 from xnai.agents.inference.engine.swapping import Standing, make_room
 from xnai.agents.inference.engine.turns import Turns
 
@@ -35,6 +36,7 @@ NAMES = ("generation", "embedding", "other")
 # Turns
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.tuples(st.sets(st.sampled_from(NAMES), min_size=1), st.floats(0.001, 1.0)), min_size=1, max_size=80
@@ -90,6 +92,7 @@ def test_urgent_work_goes_first_whoever_computed_how_much() -> None:
 # Which models go
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     short=st.integers(-5, 60),
     loaded=st.lists(
@@ -195,6 +198,7 @@ def test_a_slow_engine_on_a_quiet_machine_keeps_its_threads() -> None:
     assert looks(Governor(2), 0, {2: 0.3, 1: 0.1}, 100) == [2] * 100
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 8), st.one_of(st.none(), st.floats(0, 3))), min_size=1, max_size=200),
     st.integers(1, 8),
@@ -288,6 +292,21 @@ def test_what_others_compute_is_what_all_compute_less_what_is_ours() -> None:
     assert busy_cores(before, now) == 1.0
     assert busy_cores(now, now) == 0.0
     assert busy_cores(before, Times(all=100.5, own=11.0, clock=2.0)) == 0.0
+
+
+def test_only_the_cores_that_the_engine_may_use_are_looked_at(tmp_path: Path) -> None:
+    path, second = tmp_path / "proc/stat", os.sysconf("SC_CLK_TCK")
+    path.parent.mkdir()
+    ours = sorted(allowed())
+    path.write_text("\n".join(["cpu  0 0 0 0", *(f"cpu{cpu} 0 0 0 0" for cpu in ours), "cpu9999 0 0 0 0"]))
+    neighbours = Neighbours(tmp_path)
+    busy = 1_000_000_000 * second
+    path.write_text(
+        "\n".join([f"cpu  {busy} 0 0 0", *(f"cpu{cpu} 0 0 0 0" for cpu in ours), f"cpu9999 {busy} 0"])
+    )
+    assert neighbours.cores() == 0.0
+    path.write_text(f"cpu  0 0 0 0\ncpu{ours[0]} {busy} 0 0 0 7 0 0 0\n")
+    assert neighbours.cores() > 1.0
 
 
 def test_a_machine_that_says_nothing_is_quiet(tmp_path: Path) -> None:

@@ -185,34 +185,36 @@ def test_what_is_asked_of_one_model_is_computed_together_before_another_is_loade
     files: dict[str, Path],
 ) -> None:
     with room_for(1.2, files, patience=300.0) as found:
-        ids = {found.begin("the", 30, model=NAMES[number % 3], cache=False) for number in range(30)}
-        loads, left = 0, set(ids)
+        long = found.begin("the", 400, model="first", cache=False)  # while it goes on, the others come
+        left = {found.begin("the", 30, model=NAMES[number % 3], cache=False) for number in range(30)} | {long}
+        loads = 0
         while left:
             frame = found.receive()
             loads += isinstance(frame, Loading)
             if isinstance(frame, Done):
                 left.discard(frame.id)
-        assert loads == 2
+        assert 2 <= loads <= 8  # and not one for each
 
 
 def test_a_model_that_works_without_end_yields_to_one_that_was_asked_for(
     endless: Path, files: dict[str, Path]
 ) -> None:
-    budget = needs(endless, context=8192) + needs(files["first"]) // 2
+    budget = needs(endless, context=20_000) + needs(files["first"]) // 2
     with engine(Setup(threads=1, memory=budget, patience=0.0)) as found:
-        opened(found.open(endless, name="endless", context=8192, slots=1, kept=0))
+        opened(found.open(endless, name="endless", context=20_000, slots=1, kept=0))
         opened(found.open(files["first"], name="other", context=CONTEXT, slots=1, kept=0, later=True))
-        running = found.begin("t", 300, model="endless", cache=False)
+        running = found.begin("t", 19_000, model="endless", cache=False)
         assert found.hear(running, Text)
-        queued = [found.begin("t", 300, model="endless", cache=False) for _ in range(3)]
+        queued = [found.begin("t", 19_000, model="endless", cache=False) for _ in range(3)]
         other = found.begin("the", 4, model="other")
+        assert found.status().waiting == 4
+        found.drop(running)
         ends: list[int] = []
-        while len(ends) < 5:
-            frame = found.receive()
-            if isinstance(frame, Done):
+        while other not in ends:
+            if isinstance(frame := found.receive(), Done):
                 ends.append(frame.id)
-        assert ends[:2] == [running, other]
-        assert set(ends[2:]) == set(queued)
+        assert ends == [running, other]
+        assert found.hear(queued[0], Text)
 
 
 def test_a_model_is_opened_beside_answers_that_go_on(endless: Path, files: dict[str, Path]) -> None:

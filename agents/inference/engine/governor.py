@@ -14,8 +14,8 @@ import msgspec
 
 SLOW = 0.7  # of the speed on a quiet machine, below which other numbers of threads are tried
 ROOM = 0.35  # cores that others may use beside all threads
-BETTER = 1.1  # another number of threads stays if it is so much faster
-_BEFORE, _TRIAL, _CALM = 4, 4, 4  # looks before a trial, of it, and before a step up where there is room
+FEWER, MORE = 1.25, 0.95  # other numbers of threads stay if they are so much faster: less is seldom better
+_BEFORE, _TRIAL, _CALM = 10, 6, 4  # looks before a trial, of it, and before a step up where there is room
 _LONG = 6  # looks on a quiet machine before threads spin for long again
 _AGAIN, _LONGEST = 20, 640  # looks before the next trial, doubled each time that one was in vain
 _MOST_PACE = 2.0
@@ -93,7 +93,7 @@ class Governor:
         if self._trial is None or len(self._paces) < _TRIAL:
             return
         before, pace = self._trial
-        if _middle(self._paces) < BETTER * pace:
+        if _middle(self._paces) < (FEWER if self.threads < before else MORE) * pace:
             self.threads = before
             self._pause, self._lasting = self._lasting, min(self._lasting * 2, _LONGEST)
         else:  # the same way again, at once

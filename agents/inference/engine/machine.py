@@ -12,7 +12,7 @@ _CROWDED = 20.0  # percent
 
 
 class Times(NamedTuple):
-    """Seconds so far: of all cores at work or taken by other machines, of this process, and of the clock."""
+    """Seconds so far: of our CPUs at work or taken by other machines, of this process, and of the clock."""
 
     all: float
     own: float
@@ -20,7 +20,7 @@ class Times(NamedTuple):
 
 
 class Neighbours:
-    """How many cores others keep busy. `root` is where proc is found."""
+    """How many of the cores that this process may use others keep busy. `root` is where proc is found."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
@@ -45,18 +45,28 @@ def busy_cores(before: Times, now: Times) -> float:
 
 
 def _busy(root: Path) -> float:
-    """Seconds in which a core worked for anybody, or was wanted here and given to another machine."""
+    """Seconds in which the CPUs that this process may use worked, or were given to another machine."""
     try:
-        words = (root / "proc/stat").read_text().split("\n", 1)[0].split()
+        lines = (root / "proc/stat").read_text().splitlines()
     except OSError:
         return 0.0
-    user, nice, system, _, _, irq, softirq, steal = (int(word) for word in (*words[1:], *"0" * 8)[:8])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    ours = {f"cpu{cpu}" for cpu in allowed()}
+    rows = [words for line in lines if (words := line.split()) and words[0] in ours]
+    ticks = 0
+    for words in rows or [line.split() for line in lines[:1]]:
+        user, nice, system, _, _, irq, softirq, steal = (int(word) for word in (*words[1:], *"0" * 8)[:8])
+        ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def allowed() -> set[int]:
+    """The CPUs that this process may use; hardware threads of one core count each."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def cpus() -> int:
-    """The CPUs that this process may use; hardware threads of one core count each."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many CPUs this process may use."""
+    return len(allowed())
 
 
 def is_crowded(root: Path = Path("/")) -> bool:
