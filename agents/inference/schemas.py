@@ -9,13 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any, NoReturn
 from urllib.parse import unquote
-
-from jsonschema import Draft202012Validator, ValidationError
-from jsonschema.validators import extend
-from llguidance import LLMatcher, LLTokenizer
 
 from xnai.agents.inference.errors import AnswerInvalid, RuleInvalid
 from xnai.agents.inference.frames import Rule
@@ -36,7 +31,6 @@ _MOST_NODES = 10_000  # schemas in a schema
 _NESTING = 120  # objects and lists in one another; llguidance reads 127
 _LEVELS = 2_000  # of a schema and of all that is referred to: the engine's stack is made for this many
 _LARGEST_INTEGER = 2**53  # beyond, a JSON number is rounded
-_FUEL = 100_000  # keywords looked at to validate one text; a schema can be made to take exponentially many
 
 _TYPES = {"null", "boolean", "integer", "number", "string", "array", "object"}
 _FORMATS = {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
@@ -173,9 +167,11 @@ def check_answer(schema: Schema, text: str) -> Any:
 
     The schema is one that `schema_rule` accepted.
     """
+    from xnai.agents.inference.validating import validator  # here: it brings 7 MB, and few ask for schemas
+
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
-        fault = next(_validator(schema).iter_errors(value), None)
+        fault = next(validator(schema).iter_errors(value), None)
     except (ValueError, RecursionError) as error:
         raise AnswerInvalid(f"the answer is no JSON that can be checked: {error}") from error
     if fault is not None:
@@ -286,57 +282,6 @@ def _bounded(schema: Any, tokens: int) -> Any:
     if "array" in kinds and not schema.keys() & {"maxItems", "enum", "const", "$ref"}:
         copy["maxItems"] = max(tokens, schema.get("minItems", 0), len(schema.get("prefixItems", [])))
     return copy
-
-
-# Validation
-
-
-def _validator(schema: Schema) -> Any:
-    left = _FUEL
-
-    def counted(check: Any) -> Any:
-        def look(validator: Any, value: Any, instance: Any, within: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise ValueError("it takes too long")
-            return check(validator, value, instance, within)
-
-        return look
-
-    checks = dict(Draft202012Validator.VALIDATORS) | {"pattern": _pattern}
-    extended: Any = extend  # of a library without types there
-    kind = extended(Draft202012Validator, {name: counted(check) for name, check in checks.items()})
-    if isinstance(schema, dict):
-        schema = {keyword: value for keyword, value in schema.items() if keyword not in ("$id", "$schema")}
-    return kind(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
-
-
-def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
-    """Python's own expressions can take exponentially long, and mean other things in places."""
-    if isinstance(instance, str) and not _matches(pattern, instance):
-        yield ValidationError(f"{instance!r} does not match {pattern!r}")
-
-
-def _matches(pattern: str, text: str) -> bool:
-    # What the engine held the model to, letter by letter, in the one way in which llguidance spells a string.
-    written = json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f").encode()
-    matcher = _matcher(pattern).deep_copy()
-    return matcher.try_consume_tokens(list(written)) == len(written) and bool(matcher.is_accepting())
-
-
-@lru_cache(maxsize=64)
-def _matcher(pattern: str) -> LLMatcher:
-    schema = {"type": "string", "pattern": pattern}
-    matcher = LLMatcher(_letters(), LLMatcher.grammar_from_json_schema(schema), log_level=0)
-    if matcher.is_error():
-        raise ValueError(f"the pattern {pattern!r} is not supported")
-    return matcher
-
-
-@lru_cache(maxsize=1)
-def _letters() -> LLTokenizer:
-    return LLTokenizer("byte")
 
 
 def _no_number(name: str) -> NoReturn:

@@ -6,9 +6,10 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
-import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
+
+from xnai.agents.inference.engine.bindings import lib
 
 Tokens = NDArray[np.int32]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xnai.agents.inference.engine.admission import Refusal, admit, positions
 from xnai.agents.inference.engine.answering import NOWHERE, Answering
@@ -11,7 +11,6 @@ from xnai.agents.inference.engine.batches import Batch, Tokens
 from xnai.agents.inference.engine.drafts import Costs, Drafts
 from xnai.agents.inference.engine.jobs import Job, Jobs, Ledger, Limits, Phase
 from xnai.agents.inference.engine.llama import Context
-from xnai.agents.inference.engine.rules import Matcher
 from xnai.agents.inference.engine.sampling import logprob_of, sampler_of
 from xnai.agents.inference.engine.scheduling import Plan, plan
 from xnai.agents.inference.engine.sequences import Sequences
@@ -19,6 +18,9 @@ from xnai.agents.inference.engine.speeds import Speeds
 from xnai.agents.inference.errors import RuleInvalid
 from xnai.agents.inference.frames import Frame, Generate, Queued, Refused
 from xnai.agents.inference.requests import Finish
+
+if TYPE_CHECKING:
+    from xnai.agents.inference.engine.rules import Matcher
 
 _PART = 128  # tokens of a prompt that are computed at once, about
 _TOLD = 0.25  # seconds between two words on who stands where in the queue

@@ -15,20 +15,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
 from xnai.agents.inference.engine.batches import Batch, Tokens
+from xnai.agents.inference.engine.bindings import lib
 from xnai.agents.inference.errors import InferenceError, ModelInvalid
 from xnai.agents.inference.gguf_file import read_gguf
 
 _INFO, _WARN, _ERROR = 2, 3, 4  # levels in ggml.h, which the bindings do not name
 _BUFFER = re.compile(r"(KV|RS|compute|output|\S+ model) buffer size = +([0-9.]+) MiB")
 _NOT_TEXT = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-
-LIBRARY: str = lib.__version__
-"""The version of the bindings, and with them of llama.cpp."""
 
 _log = logging.getLogger(__name__)
 _complaints: deque[str] = deque(maxlen=8)

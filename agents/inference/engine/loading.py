@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from xnai.agents.inference.cores import physical_cores
 from xnai.agents.inference.engine.batches import Tokens
+from xnai.agents.inference.engine.bindings import version
 from xnai.agents.inference.engine.calibrating import LENGTH, MOST, Measured, Way, figures_of
 from xnai.agents.inference.engine.embedding import TEXTS, TOKENS, VectorModel
 from xnai.agents.inference.engine.generating import TextModel
 from xnai.agents.inference.engine.governor import eased
 from xnai.agents.inference.engine.jobs import Ledger, Limits
 from xnai.agents.inference.engine.llama import (
-    LIBRARY,
     Abort,
     Vocabulary,
     Weights,
@@ -25,7 +25,6 @@ from xnai.agents.inference.engine.llama import (
     open_embedding_context,
     open_vocabulary,
 )
-from xnai.agents.inference.engine.rules import Matcher, Rulebook
 from xnai.agents.inference.engine.saved import SavedStates
 from xnai.agents.inference.engine.sequences import Sequences
 from xnai.agents.inference.engine.speeds import Speeds
@@ -34,6 +33,9 @@ from xnai.agents.inference.frames import Frame, Generate, Open, Opened, Setup
 from xnai.agents.inference.gguf_file import GgufInfo
 from xnai.agents.inference.memory import MemoryPlan, fits, most_sequences, plan_memory
 from xnai.protocol.errors import InvalidPayload
+
+if TYPE_CHECKING:
+    from xnai.agents.inference.engine.rules import Matcher, Rulebook
 
 _BATCH = 512  # tokens of a decode
 
@@ -72,7 +74,7 @@ class Loaded:
         self.since = self.sized = self.used = now
         self.quiet = 1.0 if measured and measured.calm else 2.0
         self.resources, self.context = ExitStack(), ExitStack()
-        self._rules = Rulebook(weights.vocabulary.pointer)
+        self._rules: Rulebook | None = None
 
     @property
     def takes(self) -> int:
@@ -94,8 +96,15 @@ class Loaded:
             RuleInvalid: its rule cannot be kept.
         """
         prompt = self._prompt(ask)
-        matcher = self._rules.start(ask.rule, ask.said) if ask.rule else None
+        matcher = self._rulebook().start(ask.rule, ask.said) if ask.rule else None
         return Prepared(prompt, matcher, self)
+
+    def _rulebook(self) -> Rulebook:
+        if self._rules is None:
+            from xnai.agents.inference.engine.rules import Rulebook  # its library takes 5 MB, and few need it
+
+            self._rules = Rulebook(self.vocabulary.pointer)
+        return self._rules
 
     def _prompt(self, ask: Generate) -> Tokens:
         try:
@@ -239,7 +248,14 @@ class Opener:
         if not setup.saved_memory and not (setup.saved_disk and self._folder):
             return None
         found = Path(wanted.path).stat()
-        words = (found.st_size, found.st_mtime_ns, loaded.weights.size, wanted.context, wanted.fast, LIBRARY)
+        words = (
+            found.st_size,
+            found.st_mtime_ns,
+            loaded.weights.size,
+            wanted.context,
+            wanted.fast,
+            version(),
+        )
         folder = self._folder / "states" if self._folder and setup.saved_disk else None
         memory = setup.saved_memory if self.saving else 0
         return SavedStates(repr(words), memory=memory, folder=folder, disk=setup.saved_disk)

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import llama_cpp as lib
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
+from xnai.agents.inference.engine.bindings import lib
 from xnai.agents.inference.engine.grammars import to_lark
 from xnai.agents.inference.errors import RuleInvalid
 from xnai.agents.inference.frames import Rule
@@ -94,7 +94,7 @@ class Rulebook:
                 self._tokenizer = made.from_llamacpp(
                     tokens=_spellings(self._vocabulary, count),
                     vocab_ptr=self._vocabulary,
-                    tokenize_fptr=ctypes.cast(lib.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
+                    tokenize_fptr=ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value,
                     eos_token=ends or lib.llama_vocab_eos(self._vocabulary),
                     slices=None,
                 )

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
 from xnai.agents.inference.engine.batches import Tokens
+from xnai.agents.inference.engine.bindings import lib
 from xnai.agents.inference.engine.llama import Context, Vocabulary
 from xnai.agents.inference.frames import Sampling
 from xnai.agents.inference.requests import TokenLogprob
