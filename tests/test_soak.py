@@ -13,7 +13,7 @@ from benchmarks.soak.book import Book, Memory, Verdict
 from benchmarks.soak.callers import Told
 from benchmarks.soak.cases import SENDERS, Case, Mix
 from benchmarks.soak.run import Plan, Report, soak
-from xnai.agents.inference.requests import Answer, Embeddings, GenerateRequest
+from xnai.agents.inference.requests import Answer, Embeddings, GenerateRequest, TokenLogprob
 from xnai.protocol import TaskState
 
 CASE = Case(kind="plain", payload=GenerateRequest(prompt="a", max_tokens=4), same="a")
@@ -111,12 +111,27 @@ def test_an_answer_that_is_another_one_than_alone_is_a_mismatch() -> None:
     book = Book()
     for number, text in enumerate(("told", "told", "tolb")):
         book.write(told(number, value=msgspec.structs.replace(ANSWER, text=text)))
-    assert book.same_answers() == Verdict("answers as alone", holds=False, seen="1 of 2 differ")
+    assert book.same_answers() == Verdict(
+        "answers as alone", holds=False, seen="1 of 2 differ, and 0 by a tie"
+    )
     case = Case(kind="embed", skill="embed", payload=["a"], same="v", may=frozenset({"vectors"}))
     for number, value in enumerate((0.5, 0.5001, 0.6), start=3):
         vectors = Embeddings(model="m", vectors=[[value]])
         book.write(told(number, case=case, outcome="vectors", value=vectors))
-    assert book.same_answers().seen == "2 of 4 differ"
+    assert book.same_answers().seen == "2 of 4 differ, and 0 by a tie"
+
+
+@pytest.mark.parametrize(("gap", "ties"), [(0.01, 1), (0.2, 0)])
+def test_a_token_that_was_as_likely_as_another_is_no_mismatch(gap: float, ties: int) -> None:
+    book = Book()
+    likely = [
+        TokenLogprob(token, -1.0, top=((token, -1.0), ("x", -1.0 - by)))
+        for token, by in (("to", 1), ("ld", gap))
+    ]
+    book.write(told(0, value=msgspec.structs.replace(ANSWER, logprobs=tuple(likely))))
+    book.write(told(1, value=msgspec.structs.replace(ANSWER, text="tox")))
+    book.write(told(2, value=msgspec.structs.replace(ANSWER, text="x")))
+    assert (book.ties, len(book.mismatches)) == (ties, 2 - ties)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ ANSWERED = frozenset({"stop", "length", "incomplete", "tool", "deadline", "vecto
 _MOST_NOTES = 20
 _FEWEST, _SHORTEST = 20, 90.0  # samples, and seconds, from which a slope is one
 _YOUNG = 15.0  # seconds in which an engine grows to its size
+_TIE = 0.05  # natural logarithms; one model's rounding moves them by 0.03
+_RARE = 2_000
 _NEAR = 1e-3  # how far a number of a vector may be from what it was alone
 _SHARES = (0.5, 0.9, 0.99, 1.0)
 POISON = "refused poison"
@@ -56,6 +59,7 @@ class Book:
         kills: when the engine was killed.
         faults: what may not have happened, in sentences.
         mismatches: answers that differ from what the same request gave alone, of so many compared.
+        ties: as many more do, where two tokens were as likely: rounding decides between them.
     """
 
     def __init__(self) -> None:
@@ -65,7 +69,8 @@ class Book:
         self.memory: list[Memory] = []
         self.faults: list[str] = []
         self.mismatches: list[str] = []
-        self.compared = 0
+        self.compared = self.ties = 0
+        self._gaps: dict[str, list[tuple[int, float]]] = {}
 
     def write(self, told: Told) -> None:
         """Take down what came of a request, and compare it with what may have."""
@@ -109,16 +114,31 @@ class Book:
         seen = (value.text, value.finish) if isinstance(value, Answer) else value
         alone = self.alone.setdefault(told.case.same, seen)
         if alone is seen:
+            self._gaps[told.case.same] = _gaps(value)
             return
         self.compared += 1
         if isinstance(seen, Embeddings) and isinstance(alone, Embeddings):
             same = _near(alone, seen)
         else:
             same = alone == seen
-        if not same:
+        if not same and self._tied(told.case.same, value, alone):
+            self.ties += 1
+        elif not same:
             self.mismatches.append(
                 f"{told.case.kind} {told.id}: {seen!r:.200}, alone {alone!r:.200}; {self._facts(told)}"
             )
+
+    def _tied(self, same: str, value: object, alone: Any) -> bool:
+        """Whether two tokens were about as likely where an answer leaves the one that was given alone."""
+        if not isinstance(value, Answer):
+            return False
+        letters = zip(value.text, alone[0], strict=False)
+        common, end = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], letters)), 0
+        for length, gap in self._gaps[same]:
+            end += length
+            if end > common:
+                return gap < _TIE
+        return False
 
     def _facts(self, told: Told) -> str:
         """What may explain an answer."""
@@ -162,9 +182,13 @@ class Book:
         return Verdict("nothing unexpected", not self.faults, f"{len(self.faults)} faults")
 
     def same_answers(self) -> Verdict:
-        """An answer does not depend on who else is answered."""
-        seen = f"{len(self.mismatches)} of {self.compared:,} differ"
-        return Verdict("answers as alone", not self.mismatches, seen)
+        """An answer does not depend on who else is answered, but for ties.
+
+        Those are known of the likeliest tokens alone; of what is drawn, or held to a rule, one answer in
+        2,000 may differ.
+        """
+        seen = f"{len(self.mismatches)} of {self.compared:,} differ, and {self.ties} by a tie"
+        return Verdict("answers as alone", len(self.mismatches) <= self.compared // _RARE, seen)
 
     def steady(self, name: str, *, warm: float, bound: float) -> Verdict:
         """The slope of memory behind the moment `warm`, of the median through all pairs (Theil and Sen).
@@ -225,6 +249,15 @@ def _near(one: Embeddings, other: Embeddings) -> bool:
         pair for a, b in zip(one.vectors, other.vectors, strict=False) for pair in zip(a, b, strict=True)
     ]
     return len(one.vectors) == len(other.vectors) and all(abs(a - b) <= _NEAR for a, b in pairs)
+
+
+def _gaps(value: object) -> list[tuple[int, float]]:
+    """Of each token of an answer: its letters, and by how much (a logarithm) it was the likeliest."""
+    if not isinstance(value, Answer):
+        return []
+    return [
+        (len(each.token), each.top[0][1] - each.top[1][1]) for each in value.logprobs if len(each.top) > 1
+    ]
 
 
 def _slim(value: object) -> object:

@@ -112,6 +112,15 @@ class Mix:
         (kind,) = self._random.choices(self._kinds, self._weights)
         return kind()
 
+    def alone(self) -> list[Case]:
+        """The references as they are asked alone: where the likeliest tokens are wanted, also how likely."""
+        return [
+            msgspec.structs.replace(case, payload=msgspec.structs.replace(case.payload, logprobs=2))
+            if case.kind in ("plain", "stop string")
+            else case
+            for case in self.references
+        ]
+
     # Texts
 
     def _text(self, words: int) -> str:

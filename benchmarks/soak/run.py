@@ -116,7 +116,7 @@ class _Run:
     async def through(self) -> Report:
         agent = await self._place.agent()
         assert agent.pid is not None
-        for case in self._mix.references:
+        for case in self._mix.alone():
             await self._ask(case)
         self._began = time.monotonic()
         with anyio.fail_after(2 * self._plan.seconds + self._plan.requests / 5 + _QUIET):
