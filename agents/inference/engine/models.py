@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 from collections import Counter
@@ -297,6 +298,7 @@ class Models:
                 found.loaded = None
                 self._retire(loaded)
                 loaded.close()
+            gc.collect()  # ctypes leaves cycles, which hold buffers
             self._emit(Unloaded(name))
 
     def _retire(self, loaded: Loaded) -> None:
