@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 from collections import Counter
@@ -72,7 +73,8 @@ class Models:
         self.opener, self.reading, self.level = opener, threading.Lock(), NOTHING
         self.past: Counter[str] = Counter()
         self.busy_before = 0.0
-        self.reserve = usual_reserve(available())
+        # Whoever says how much the models may take wants them to take it.
+        self.reserve = usual_reserve(available()) // (4 if setup.memory else 1)
         self._setup, self._emit, self._flush, self._wake, self._clock = setup, emit, flush, wake, clock
         self._models: dict[str, Model] = {}
         self._reader = ThreadPoolExecutor(1, "weights")
@@ -297,6 +299,7 @@ class Models:
                 found.loaded = None
                 self._retire(loaded)
                 loaded.close()
+            gc.collect()  # ctypes leaves cycles, which hold buffers
             self._emit(Unloaded(name))
 
     def _retire(self, loaded: Loaded) -> None:
