@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import AsyncIterator, Generator
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 
 from xnai.agents.testing import fresh_server
 from xnai.bus import Server
+
+# NumPy's threads wait for each other by spinning: on a busy machine for most of a minute. Read when it loads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture

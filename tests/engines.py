@@ -6,18 +6,21 @@ import itertools
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from xnai.agents.inference.frames import (
     Ask,
     Counted,
     Done,
     Drop,
+    Embed,
     Frame,
     FrameReader,
     FromEngine,
@@ -77,6 +80,12 @@ class EngineProcess:
         self.send(Generate(id, model, (prompt,), True, tokens, **options))
         return id
 
+    def begin_vectors(self, texts: Sequence[tuple[int, ...]], *, model: str = MODEL) -> int:
+        """Ask for the vectors of texts that are tokens; returns the id."""
+        id = next(self._ids)
+        self.send(Embed(id, model, tuple(texts)))
+        return id
+
     def until(self, ids: Iterable[int]) -> dict[int, list[Frame]]:
         """What is said of these requests until all have ended."""
         found: dict[int, list[Frame]] = {id: [] for id in ids}
@@ -99,6 +108,12 @@ class EngineProcess:
     def say(self, prompt: str, tokens: int = 16, **options: Any) -> str:
         """The text that follows a prompt."""
         return text_of(self.end(self.begin(prompt, tokens, **options)))
+
+    def vectors(self, texts: Sequence[tuple[int, ...]], *, model: str = MODEL) -> NDArray[np.float32]:
+        """The vectors of texts that are tokens: (texts, dimensions)."""
+        (said,) = self.end(self.begin_vectors(texts, model=model))
+        assert isinstance(said, Vectors), said
+        return np.frombuffer(said.data, "<f4").reshape(len(texts), said.dimensions)
 
     def drop(self, id: int) -> None:
         self.send(Drop(id))

@@ -17,11 +17,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}"
 )
-_CONTROL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+CONTROL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _LETTERS = ["\u2581", "\n", *string.ascii_letters, *string.digits, *string.punctuation, *"éüß한글中文"]
 _MERGED = ["th", "he", "in", "an", "\u2581t", "\u2581a", "\u2581th", "\u2581the", "ing", "and", "中文"]
-WORDS = [*_CONTROL, *_BYTES, *_LETTERS, *_MERGED]
+WORDS = [*CONTROL, *_BYTES, *_LETTERS, *_MERGED]
 
 _WIDTH, _LAYERS, _HEADS, _KV_HEADS, _FEED_FORWARD = 64, 2, 4, 2, 128
 
@@ -63,7 +63,7 @@ def write_model(
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    kinds = dict.fromkeys(_CONTROL, gguf.TokenType.CONTROL) | dict.fromkeys(_BYTES, gguf.TokenType.BYTE)
+    kinds = dict.fromkeys(CONTROL, gguf.TokenType.CONTROL) | dict.fromkeys(_BYTES, gguf.TokenType.BYTE)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(WORDS)
     writer.add_token_scores([-float(index) for index in range(len(WORDS))])

@@ -51,7 +51,7 @@ WITH_VARIABLES = ("server", "limits", "keeper", "models", "supervisor")
 
 # What a command says of errors that are none of ours, and what stands for an outcome without a code.
 WITHOUT_CLASS = {"usage", "failure", "unexpected", "failed"}
-UNSEEN = {"XnaiError", "Cancelled"}  # the root, and what never leaves the inference agent
+UNSEEN = {"XnaiError"}  # the root
 LAYERS = ("protocol", "bus", "agents", "deploy")
 
 _CODE = re.compile(r"`([^`]+)`")

@@ -1,3 +1,5 @@
+"""all-MiniLM-L6-v2 in the engine: its word pieces, its vectors, and how its file is made."""
+
 from __future__ import annotations
 
 import json
@@ -6,19 +8,20 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import anyio
 import numpy as np
 import pytest
+from engines import EngineProcess, engine
 from gguf_models import write_model
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from xnai.agents.inference.embedding import EmbeddingModel, open_embedding_model
-from xnai.agents.inference.errors import Cancelled, ModelInvalid, ModelMissing
-from xnai.agents.inference.llama import CancelFlag
+from xnai.agents.inference.errors import ModelInvalid, ModelMissing
+from xnai.agents.inference.frames import Done, Opened, Refused
 from xnai.agents.inference.minilm import (
     COMMAND,
     TOKENIZER,
@@ -28,6 +31,7 @@ from xnai.agents.inference.minilm import (
     prepare_minilm,
     tokenizer_path,
 )
+from xnai.agents.inference.wordpieces import WordPieces
 from xnai.protocol.errors import InvalidPayload
 
 ENGLISH = (
@@ -83,8 +87,8 @@ TEXTS = [
     "\u200b\u200dzero\u200bwidth\ufeff",
     ENGLISH * 3,
     ENGLISH * 12,
-    "한국어 문장이 아주 길어지면 잘립니다. " * 40,
-    "def f(x):\n    return x + 1  # a comment\n" * 60,
+    "한국어 문장이 아주 길어지면 잘립니다. " * 10,
+    "def f(x):\n    return x + 1  # a comment\n" * 10,
 ]
 
 
@@ -93,17 +97,6 @@ def part_missing(sentence: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(sentence, pytrace=False)
     pytest.skip(sentence)
-
-
-class HiddenFlag(CancelFlag):
-    """Set, but not for Python: only llama.cpp can see it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.set()
-
-    def is_set(self) -> bool:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +116,25 @@ def cache(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Embedder:
+    """The model in an engine, and the word pieces that the agent makes for it."""
+
+    def __init__(self, engine: EngineProcess, path: Path) -> None:
+        self.engine, self._pieces = engine, WordPieces(path)
+
+    def pieces(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        return anyio.run(self._pieces.of, texts)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.engine.vectors(self.pieces(texts))
+
+
 @pytest.fixture(scope="module")
-def model(cache: Path) -> Iterator[EmbeddingModel]:
-    with open_embedding_model(prepare_minilm(cache)) as opened:
-        yield opened
+def model(cache: Path) -> Iterator[Embedder]:
+    path = prepare_minilm(cache)
+    with engine() as found:
+        assert isinstance(found.open(path, embeds=True), Opened)
+        yield Embedder(found, path)
 
 
 # Vectors
@@ -142,14 +150,14 @@ class Reference:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         size = int.from_bytes(data[:8], "little")
-        self.weights: dict[str, NDArray[np.float64]] = {}
+        self.weights: dict[str, NDArray[np.float32]] = {}
         for name, entry in json.loads(data[8 : 8 + size]).items():
             if entry.get("dtype") == "F32":
                 start, end = (8 + size + offset for offset in entry["data_offsets"])
                 flat = np.frombuffer(data[start:end], np.float32)
-                self.weights[name] = flat.reshape(entry["shape"]).astype(np.float64)
+                self.weights[name] = flat.reshape(entry["shape"])
 
-    def embed(self, text: str) -> NDArray[np.float64]:
+    def embed(self, text: str) -> NDArray[np.float32]:
         ids = self.tokenizer.encode(text).ids
         ids = [*ids[:255], ids[-1]] if len(ids) > 256 else ids
         table = "embeddings.{}_embeddings.weight"
@@ -160,36 +168,37 @@ class Reference:
             x = self._norm(at + "attention.output", x + self._attend(at + "attention.", x))
             inner = _gelu(self._dense(at + "intermediate", x))
             x = self._norm(at + "output", x + self._dense(at + "output", inner))
-        pooled: NDArray[np.float64] = x.mean(axis=0)
+        pooled: NDArray[np.float32] = x.mean(axis=0)
         return pooled / float(np.linalg.norm(pooled))
 
-    def _attend(self, at: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        def heads(name: str) -> NDArray[np.float64]:
+    def _attend(self, at: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        def heads(name: str) -> NDArray[np.float32]:
             y = x @ self.weights[f"{at}self.{name}.weight"].T + self.weights[f"{at}self.{name}.bias"]
             return y.reshape(len(x), 12, 32).transpose(1, 0, 2)
 
-        scores = np.exp(heads("query") @ heads("key").transpose(0, 2, 1) / math.sqrt(32))
+        scores = heads("query") @ heads("key").transpose(0, 2, 1) / math.sqrt(32)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         mixed = scores / scores.sum(axis=-1, keepdims=True) @ heads("value")
         return self._dense(at + "output", mixed.transpose(1, 0, 2).reshape(len(x), 384))
 
-    def _dense(self, name: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _dense(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
         return x @ self.weights[name + ".dense.weight"].T + self.weights[name + ".dense.bias"]
 
-    def _norm(self, name: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _norm(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
         x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-12)
         return x * self.weights[name + ".LayerNorm.weight"] + self.weights[name + ".LayerNorm.bias"]
 
 
-GRID = np.linspace(-8, 8, 16001)
-ERF = np.array([math.erf(x) for x in GRID])
+def _gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """With the error function by Abramowitz and Stegun, 7.1.26: right to 1.5e-7."""
+    z = np.abs(x) / math.sqrt(2)
+    t = 1 / (1 + 0.3275911 * z)
+    series = 0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
+    erf: NDArray[np.float32] = np.copysign(1 - t * series * np.exp(-z * z), x)
+    return (x * (1 + erf) / 2).astype(np.float32)
 
 
-def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    erf: NDArray[np.float64] = np.interp(x / math.sqrt(2), GRID, ERF)
-    return x * (1 + erf) / 2
-
-
-def test_the_vectors_are_those_of_a_bert_computed_by_hand(model: EmbeddingModel, wheel: Path) -> None:
+def test_the_vectors_are_those_of_a_bert_computed_by_hand(model: Embedder, wheel: Path) -> None:
     assert len(TEXTS) == 50
     reference = Reference(wheel)
     vectors = model.embed(TEXTS)
@@ -197,53 +206,59 @@ def test_the_vectors_are_those_of_a_bert_computed_by_hand(model: EmbeddingModel,
     assert {text: cosine for text, cosine in near.items() if not cosine >= 0.999} == {}
 
 
-def test_a_vector_is_384_numbers_of_length_one(model: EmbeddingModel) -> None:
+def test_a_vector_is_384_numbers_of_length_one(model: Embedder) -> None:
     vectors = model.embed(TEXTS)
     assert vectors.shape == (50, 384)
-    assert vectors.dtype.name == "float32"
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def test_what_means_the_same_is_near(model: EmbeddingModel) -> None:
+def test_what_means_the_same_is_near(model: Embedder) -> None:
     one, near, far = model.embed(["A man is eating food.", "Somebody has a meal.", "Stocks fell on Monday."])
     assert one @ near > one @ far + 0.3
 
 
-def test_the_same_list_gives_the_same_numbers(model: EmbeddingModel) -> None:
+def test_the_same_list_gives_the_same_numbers(model: Embedder) -> None:
     assert np.array_equal(model.embed(TEXTS), model.embed(TEXTS))
 
 
-def test_a_vector_hardly_depends_on_the_texts_beside_it(model: EmbeddingModel) -> None:
+def test_a_vector_hardly_depends_on_the_texts_beside_it(model: Embedder) -> None:
     alone = np.concatenate([model.embed([text]) for text in TEXTS])
     assert np.abs(alone - model.embed(TEXTS)).max() < 1e-3
     assert np.abs(alone - model.embed(TEXTS[::-1])[::-1]).max() < 1e-3
 
 
-def test_only_256_word_pieces_of_a_text_count(model: EmbeddingModel) -> None:
+def test_only_256_word_pieces_of_a_text_count(model: Embedder) -> None:
     start = "word " * 254
     cut, whole, shorter = model.embed([start + "and so on, for ever", start, start[:-5]])
     assert np.allclose(cut, whole, atol=1e-3)
     assert not np.allclose(whole, shorter, atol=1e-5)
 
 
-def test_no_texts_have_no_vectors(model: EmbeddingModel) -> None:
+def test_no_texts_have_no_vectors(model: Embedder) -> None:
     assert model.embed([]).shape == (0, 384)
 
 
-def test_a_text_that_is_no_unicode_is_refused(model: EmbeddingModel) -> None:
+def test_a_text_that_is_no_unicode_is_refused(model: Embedder) -> None:
     with pytest.raises(InvalidPayload):
         model.embed(["good", "bad \ud800"])
 
 
-@pytest.mark.parametrize("flag", [CancelFlag, HiddenFlag])
-def test_a_cancelled_embedding_ends_and_the_next_is_unharmed(
-    model: EmbeddingModel, flag: type[CancelFlag]
-) -> None:
-    before, cancel = model.embed(["again"]), flag()
-    cancel.set()
-    with pytest.raises(Cancelled):
-        model.embed(TEXTS, cancel=cancel)
+def test_an_embedding_that_is_dropped_ends_and_the_next_is_unharmed(model: Embedder) -> None:
+    before = model.embed(["again"])
+    id = model.engine.begin_vectors(model.pieces(TEXTS) * 100)
+    model.engine.status()  # it is being computed
+    model.engine.drop(id)
+    (done,) = model.engine.end(id)
+    assert isinstance(done, Done)
+    assert done.finish == "canceled"
     assert np.array_equal(model.embed(["again"]), before)
+
+
+def test_texts_longer_than_a_model_has_learned_are_cut(cache: Path, tmp_path: Path) -> None:
+    short = write_model(tmp_path / "short.gguf", context=100)
+    tokenizer_path(short).symlink_to(tokenizer_path(prepare_minilm(cache)))
+    (found,) = anyio.run(WordPieces(short).of, ["word " * 200])
+    assert len(found) == 100
 
 
 # The file
@@ -311,14 +326,17 @@ def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_model_without_its_tokenizer_is_refused(cache: Path, tmp_path: Path) -> None:
     lonely = tmp_path / "lonely.gguf"
     lonely.symlink_to(prepare_minilm(cache))
-    with pytest.raises(ModelMissing, match="tokenizer"), open_embedding_model(lonely):
-        pass
+    with pytest.raises(ModelMissing, match="tokenizer"):
+        WordPieces(lonely)
     tokenizer_path(lonely).write_text("{}")
-    with pytest.raises(ModelInvalid, match="tokenizer"), open_embedding_model(lonely):
-        pass
+    with pytest.raises(ModelInvalid, match="tokenizer"):
+        WordPieces(lonely)
 
 
-def test_a_model_that_generates_text_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "generates.gguf")
-    with pytest.raises(ModelInvalid, match="generates text"), open_embedding_model(path):
-        pass
+def test_a_model_is_refused_for_what_it_does_not_do(model: Embedder, cache: Path, tmp_path: Path) -> None:
+    talks = model.engine.open(write_model(tmp_path / "talks.gguf"), name="talks", embeds=True)
+    embeds = model.engine.open(prepare_minilm(cache), name="embeds", slots=1)
+    assert isinstance(talks, Refused)
+    assert "generates text" in talks.sentence
+    assert isinstance(embeds, Refused)
+    assert "does not generate text" in embeds.sentence

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import math
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import EngineProcess, end_of, engine, text_of, tokens_of
-from gguf_models import write_model
+from gguf_models import CONTROL, WORDS, write_model
 
 from xnai.agents.inference.frames import Done, Generate, Queued, Refused, Rule, Sampling, Setup, Text
 
@@ -183,6 +185,12 @@ def test_a_stop_string_ends_an_answer_across_tokens(scripted: EngineProcess) -> 
     assert (text_of(frames), end_of(frames).finish) == ("no", "stop")
 
 
+def test_an_answer_ends_where_the_context_ends(talker: EngineProcess) -> None:
+    done = end_of(talker.end(talker.begin("the", 1_000, rule=Rule("regex", "[a-z]{1000}"))))
+    assert done.finish == "length"
+    assert done.tokens_in + done.tokens_out == CONTEXT
+
+
 def test_a_prompt_that_fills_the_context_is_refused_with_both_lengths(talker: EngineProcess) -> None:
     (refused,) = talker.end(talker.begin("the an " * 100, 5))
     assert isinstance(refused, Refused)
@@ -200,6 +208,25 @@ def test_an_unknown_model_is_refused(talker: EngineProcess) -> None:
     (refused,) = talker.end(talker.begin("the", 5, model="other"))
     assert isinstance(refused, Refused)
     assert refused.code == "model_missing"
+
+
+# What is said
+
+
+def test_whatever_a_model_says_leaves_as_the_text_of_its_tokens(talker: EngineProcess) -> None:
+    by_chance = [Sampling(temperature=2.0, seed=seed, top_k=0, top_p=1.0) for seed in range(20)]
+    ids = [talker.begin("a", 50, sampling=sampling, cache=False) for sampling in by_chance]
+    for frames in talker.until(ids).values():
+        said = b"".join(map(bytes_of, tokens_of(frames)))
+        whole = codecs.getincrementaldecoder("utf-8")("replace").decode(said)
+        assert text_of(frames) == whole  # without the beginning of a character at the end
+
+
+def bytes_of(token: int) -> bytes:
+    word = WORDS[token]
+    if found := re.fullmatch("<0x(..)>", word):
+        return bytes.fromhex(found[1])
+    return b"" if token < len(CONTROL) else word.replace("\u2581", " ").encode()
 
 
 # Going on

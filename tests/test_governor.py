@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xnai.agents.inference.cores import cpus
 from xnai.agents.inference.engine.governor import (
     HALF_KEPT,
     HALF_SLOTS,
@@ -25,7 +26,7 @@ from xnai.agents.inference.engine.governor import (
     affordable,
     eased,
 )
-from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, allowed, busy_cores, is_crowded
+from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, busy_cores, is_crowded
 from xnai.agents.inference.engine.swapping import Standing, make_room
 from xnai.agents.inference.engine.turns import Turns
 
@@ -297,7 +298,7 @@ def test_what_others_compute_is_what_all_compute_less_what_is_ours() -> None:
 def test_only_the_cores_that_the_engine_may_use_are_looked_at(tmp_path: Path) -> None:
     path, second = tmp_path / "proc/stat", os.sysconf("SC_CLK_TCK")
     path.parent.mkdir()
-    ours = sorted(allowed())
+    ours = sorted(cpus())
     path.write_text("\n".join(["cpu  0 0 0 0", *(f"cpu{cpu} 0 0 0 0" for cpu in ours), "cpu9999 0 0 0 0"]))
     neighbours = Neighbours(tmp_path)
     busy = 1_000_000_000 * second

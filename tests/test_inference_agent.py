@@ -9,14 +9,15 @@ import anyio
 import numpy as np
 import pytest
 from anyio.abc import TaskStatus
+from engines import engine
 from gguf_models import write_model
 
 from xnai.agents import serve
 from xnai.agents.inference.agent import agent, configure
-from xnai.agents.inference.embedding import open_embedding_model
 from xnai.agents.inference.errors import ModelInvalid, ModelMissing
 from xnai.agents.inference.minilm import default_cache, prepare_minilm
 from xnai.agents.inference.requests import MINILM, Answer, ChatMessage, Embeddings, GenerateRequest, Models
+from xnai.agents.inference.wordpieces import WordPieces
 from xnai.agents.testing import running
 from xnai.bus import Bus, Server, open_bus
 from xnai.protocol import InvalidSettings, TaskRejected, TaskState
@@ -63,8 +64,10 @@ async def state_at_the_end(bus: Bus, id: str) -> TaskState:
 
 async def test_texts_become_the_vectors_that_the_model_gives_them() -> None:
     texts = ["What does a decorator do?", "한국어", ""]
-    with open_embedding_model(prepare_minilm(default_cache()), threads=1) as model:
-        wanted = model.embed(texts)
+    path = prepare_minilm(default_cache())
+    with engine() as alone:
+        alone.open(path, embeds=True)
+        wanted = alone.vectors(await WordPieces(path).of(texts))
     with anyio.fail_after(20):
         async with running(agent) as bus:
             answer = await bus.call("inference.embed", texts, Embeddings)

@@ -13,10 +13,10 @@ import pytest
 from engines import EngineProcess, end_of, engine, text_of
 from gguf_models import write_model
 
+from xnai.agents.inference.cores import cpus
 from xnai.agents.inference.engine.governor import HALF_KEPT, HALF_SLOTS, NONE_IDLE, NOTHING, ONE_SLOT
 from xnai.agents.inference.engine.llama import Abort
 from xnai.agents.inference.engine.loading import Opener, fitted, planned
-from xnai.agents.inference.engine.machine import cpus
 from xnai.agents.inference.engine.models import Models
 from xnai.agents.inference.engine.spinning import Spins
 from xnai.agents.inference.errors import ModelTooLarge
@@ -379,7 +379,7 @@ def test_a_team_of_threads_that_do_nothing_is_there_while_the_others_spin_briefl
         change()
         seen.append(spins.short)
         if spins.short:
-            assert len(list(Path("/proc/self/task").iterdir())) > cpus()
+            assert len(list(Path("/proc/self/task").iterdir())) > len(cpus())
         else:
             assert threading.active_count() == before
     assert seen == [True, True, False, False]

@@ -47,7 +47,6 @@ HOMES: dict[str, tuple[str, ...]] = {
 BLIND = {
     "agents/handling.py": 2,
     "agents/inference/chat.py": 2,
-    "agents/inference/embedding.py": 1,
     "agents/inference/wordpieces.py": 1,
     "agents/inference/reusing.py": 1,
     "agents/isolation.py": 1,

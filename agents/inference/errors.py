@@ -11,8 +11,7 @@
     ├── TemplateFailed (ValueError)       template_failed   no chat template, or it refuses these messages
     ├── RuleInvalid (ValueError)          rule_invalid      a schema, regex or grammar that cannot be kept
     ├── AnswerInvalid (ValueError)        answer_invalid    a finished answer is not what it had to be
-    ├── PromptTooLong (ValueError)        prompt_too_long   the prompt alone fills the context
-    └── Cancelled                         canceled          the cancel flag was set before the answer
+    └── PromptTooLong (ValueError)        prompt_too_long   the prompt alone fills the context
 
 Arguments out of range raise `xnai.protocol.errors.InvalidPayload`.
 """
@@ -90,9 +89,3 @@ class PromptTooLong(InferenceError, ValueError):
     """The prompt leaves no room for an answer in the model's context."""
 
     code = "prompt_too_long"
-
-
-class Cancelled(InferenceError):
-    """The caller's cancel flag was set before there was an answer."""
-
-    code = "canceled"

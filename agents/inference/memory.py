@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from xnai.agents.inference.control_groups import memories
 from xnai.agents.inference.gguf_file import GgufInfo
 from xnai.protocol.errors import InvalidArgument
 
@@ -142,31 +142,14 @@ def available(root: Path = Path("/"), *, mapped: int = 0) -> int:
     bytes of weights that are in use. Where there is no /proc, the memory of the machine. `root` is where proc
     and sys are found.
     """
-    said = re.search(r"^MemAvailable: +(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    try:
+        said = re.search(r"^MemAvailable: +(\d+) kB$", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        said = None
     free = int(said[1]) << 10 if said else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(0, min([free - mapped, *_left_by_groups(root, mapped)]))
-
-
-def _left_by_groups(root: Path, mapped: int) -> Iterator[int]:
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        # In a container the path may be the host's, and is not found below the mount: its parents are.
-        path = top / group.lstrip("/")
-        for folder in [path, *path.parents]:
-            limit, used = _text(folder / names[0]), _text(folder / names[1])
-            if limit.isdecimal() and used.isdecimal():  # "max" is no limit
-                files = re.search(rf"^{names[2]} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
-                # Mapped weights count as used already once the kernel has found them in use.
-                yield int(limit) - int(used) + max(0, int(files[1]) - mapped if files else 0)
-            if folder == top:
-                break
+    # Mapped weights count as used already once the kernel has found them in use.
+    left = [group.most - group.used + max(0, group.files - mapped) for group in memories(root)]
+    return max(0, min([free - mapped, *left]))
 
 
 def usual_reserve(free: int) -> int:
@@ -193,10 +176,3 @@ def fits(plan: MemoryPlan, free: int, *, reserve: int = 0) -> str | None:
 def _short(number: float) -> str:
     """With one decimal where it matters."""
     return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

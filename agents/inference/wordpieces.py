@@ -10,6 +10,7 @@ import anyio.to_thread
 from tokenizers import Tokenizer
 
 from xnai.agents.inference.errors import ModelInvalid, ModelMissing
+from xnai.agents.inference.gguf_file import read_gguf
 from xnai.agents.inference.minilm import COMMAND, tokenizer_path
 from xnai.protocol.errors import InvalidPayload
 
@@ -21,10 +22,11 @@ Pieces = tuple[tuple[int, ...], ...]
 
 
 class WordPieces:
-    """Makes word pieces of texts. Only the first of a long text count."""
+    """Makes word pieces of texts, as many of each as the model has learned, LONGEST at the most."""
 
     def __init__(self, model: Path) -> None:
         """Opens the tokenizer beside a GGUF; raises ModelMissing and ModelInvalid."""
+        longest = min(LONGEST, read_gguf(model).context or LONGEST)
         path = tokenizer_path(model)
         if not path.exists():
             raise ModelMissing(f"there is no tokenizer {path}; run `{COMMAND}`")
@@ -33,7 +35,7 @@ class WordPieces:
         except Exception as error:  # the library raises nothing more specific
             raise ModelInvalid(f"{path} is no tokenizer: {error}") from error
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(LONGEST)
+        self._tokenizer.enable_truncation(longest)
 
     async def of(self, texts: Sequence[str]) -> Pieces:
         """The word pieces of each text. Raises InvalidPayload for one that is no valid Unicode."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Iterator
 
-from xnai.deploy.doctor.control_groups import texts
+from xnai.agents.inference.control_groups import quotas
+from xnai.agents.inference.cores import cpus
 from xnai.deploy.doctor.finding import Case, Finding, fine, problem, warning
 
 _FEW, _TOO_FEW = 1024, 256
@@ -29,8 +29,8 @@ def open_files(case: Case) -> Iterator[Finding]:
 
 def processors(case: Case) -> Iterator[Finding]:
     """How much processor time we get, and whether the model's threads fit into that."""
-    whole = _processors()
-    granted = min((quota for quota in _quotas(case)), default=float(whole))
+    whole = len(cpus())
+    granted = min(quotas(case.root), default=float(whole))
     threads = (
         case.settings.agents["inference"].settings.get("threads")
         if "inference" in case.settings.agents
@@ -48,22 +48,3 @@ def processors(case: Case) -> Iterator[Finding]:
     else:
         limited = f" of {whole}" if granted < whole else ""
         yield fine("processors", f"{granted:.3g}{limited} processors may be used.")
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _quotas(case: Case) -> Iterator[float]:
-    """The limits of our control groups, in processors."""
-    for text in texts(case, "cpu", "cpu.max", version=2):
-        quota, _, period = text.partition(" ")
-        if quota.isdecimal() and period.isdecimal():
-            yield int(quota) / int(period)
-    quotas = texts(case, "cpu", "cpu.cfs_quota_us", version=1)
-    periods = texts(case, "cpu", "cpu.cfs_period_us", version=1)
-    for quota, period in zip(quotas, periods, strict=False):
-        if quota.isdecimal() and period.isdecimal():
-            yield int(quota) / int(period)

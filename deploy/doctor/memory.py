@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from xnai.deploy.doctor.control_groups import texts
+from xnai.agents.inference.control_groups import memories
 from xnai.deploy.doctor.finding import Case, Finding, fine, problem, warning
 from xnai.deploy.units import size
 
@@ -25,8 +25,8 @@ def left(case: Case) -> Iterator[Finding]:
     facts = _facts(case)
     total, free = facts.get("MemTotal", 0), facts.get("MemAvailable", 0)
     where = "of the machine"
-    if (granted := _granted(case)) and granted[0] < total:
-        total, free, where = granted[0], min(free, granted[0] - granted[1]), "of the container"
+    if (granted := min(memories(case.root), default=None)) and granted.most < total:
+        total, free, where = granted.most, min(free, granted.most - granted.used), "of the container"
     if not total:  # not Linux
         return
     what = f"{size(max(0, free))} of the {size(total)} memory {where} are available"
@@ -85,19 +85,6 @@ def _facts(case: Case) -> dict[str, int]:
     except OSError:
         return {}
     return {name: int(kib) << 10 for name, kib in re.findall(r"^(\w+): +(\d+) kB$", text, re.MULTILINE)}
-
-
-def _granted(case: Case) -> tuple[int, int] | None:
-    """What the container may have and has of memory, in bytes, if that is limited."""
-    for limit, usage, version in (
-        ("memory.max", "memory.current", 2),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", 1),
-    ):
-        limits, used = (list(texts(case, "memory", name, version=version)) for name in (limit, usage))
-        pairs = [(int(most), int(has)) for most, has in zip(limits, used, strict=False) if most.isdecimal()]
-        if pairs:
-            return min(pairs)
-    return None
 
 
 def _area(case: Case, name: str, room: int, used: int) -> str:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from xnai.agents.inference.cores import cpus
 from xnai.agents.inference.engine.batches import Batch
 from xnai.agents.inference.engine.llama import Context, Weights, open_context
-from xnai.agents.inference.engine.machine import Neighbours, cpus
+from xnai.agents.inference.engine.machine import Neighbours
 from xnai.agents.inference.engine.speeds import Figures, Speeds
 
 MOST = 16  # sequences that are tried
@@ -98,7 +99,7 @@ def measure(context: Context) -> Measured:
         count *= 2
     slots = min(count for count, rate in rates.items() if rate * _PAYS >= max(rates.values()))
     # The time that this process computed would not tell: short waits at barriers are spent asleep.
-    calm = others.cores() <= _CALM * cpus()
+    calm = others.cores() <= _CALM * len(cpus())
     return Measured(slots=slots if calm else max(slots, _USUAL), speeds=speeds.figures, calm=calm)
 
 

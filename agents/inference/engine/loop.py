@@ -12,13 +12,14 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
+from xnai.agents.inference.cores import cpus
 from xnai.agents.inference.engine.embedding import VectorModel, fits
 from xnai.agents.inference.engine.generating import TextModel
 from xnai.agents.inference.engine.governor import ROOM, Governor, Look, Pressure, affordable
 from xnai.agents.inference.engine.jobs import URGENT, Phase
 from xnai.agents.inference.engine.llama import Abort
 from xnai.agents.inference.engine.loading import Loaded, Opener
-from xnai.agents.inference.engine.machine import Neighbours, Stalls, cpus, is_crowded
+from xnai.agents.inference.engine.machine import Neighbours, Stalls, is_crowded
 from xnai.agents.inference.engine.model import Arrival
 from xnai.agents.inference.engine.models import Models
 from xnai.agents.inference.engine.spinning import Spins
@@ -185,7 +186,7 @@ class Engine:
         self._looked = now
         self._others = self._neighbours.cores()
         self._pace = self._speed()
-        cores = max(cpus(), self.models.opener.most_threads)
+        cores = max(len(cpus()), self.models.opener.most_threads)
         threads = self._governor.look(Look(cores=cores, others=self._others, pace=self._pace or None))
         if threads != self.models.opener.threads:
             self.models.opener.threads = threads

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from xnai.agents.inference.cores import cpus
+
 _CROWDED = 20.0  # percent
 
 
@@ -50,23 +52,13 @@ def _busy(root: Path) -> float:
         lines = (root / "proc/stat").read_text().splitlines()
     except OSError:
         return 0.0
-    ours = {f"cpu{cpu}" for cpu in allowed()}
+    ours = {f"cpu{cpu}" for cpu in cpus()}
     rows = [words for line in lines if (words := line.split()) and words[0] in ours]
     ticks = 0
     for words in rows or [line.split() for line in lines[:1]]:
         user, nice, system, _, _, irq, softirq, steal = (int(word) for word in (*words[1:], *"0" * 8)[:8])
         ticks += user + nice + system + irq + softirq + steal
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def allowed() -> set[int]:
-    """The CPUs that this process may use; hardware threads of one core count each."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-
-
-def cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(allowed())
 
 
 def is_crowded(root: Path = Path("/")) -> bool:

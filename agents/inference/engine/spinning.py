@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from xnai.agents.inference.engine.machine import cpus
+from xnai.agents.inference.cores import cpus
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Spins:
 
     def _crowd(self, started: threading.Event) -> None:
         nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
-        self._library.GOMP_parallel(nothing, None, cpus() + 1, 0)
+        self._library.GOMP_parallel(nothing, None, len(cpus()) + 1, 0)
         started.set()
         self._end.wait()
 
