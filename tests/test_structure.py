@@ -24,22 +24,22 @@ LAYERS = ("protocol", "bus", "registry", "agents", "adapters", "deploy")
 HOMES: dict[str, tuple[str, ...]] = {
     "anyio": ("",),
     "cryptography": ("deploy/",),
-    "gguf": ("agents/inference/",),
+    "gguf": ("agents/inference/minilm.py",),
     "httpx": ("deploy/models/",),
-    "jinja2": ("agents/inference/",),
+    "jinja2": ("agents/inference/chat.py", "agents/inference/sandbox.py"),
     "jsonschema": ("agents/inference/validating.py",),
-    "llama_cpp": ("agents/inference/",),
+    "llama_cpp": ("agents/inference/engine/",),
     "llguidance": ("agents/inference/engine/rules.py", "agents/inference/validating.py"),
     "lxml": ("agents/curation/",),
     "msgspec": ("",),
     "nats": ("bus/",),
     "nats_server": ("bus/",),
     "nkeys": ("bus/keys.py",),
-    "numpy": ("agents/inference/", "agents/retrieval/"),
+    "numpy": ("agents/inference/engine/", "agents/inference/minilm.py", "agents/retrieval/"),
     "pydantic": ("agents/settings.py", "deploy/settings.py"),
     "qdrant_client": ("agents/retrieval/",),
     "redis": ("agents/inference/redis_store.py",),
-    "tokenizers": ("agents/inference/",),
+    "tokenizers": ("agents/inference/wordpieces.py",),
 }
 
 # Where `except Exception` and `except BaseException` stand, and how often: foreign code runs there, or the
