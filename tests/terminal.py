@@ -157,6 +157,14 @@ def processes_of(folder: Path) -> dict[int, str]:
     return found
 
 
+def is_there(pid: int) -> bool:
+    """Whether a process lives; one that has ended and nobody asked about does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Poll a file or /proc, of which nobody tells."""
     with anyio.fail_after(PATIENCE):

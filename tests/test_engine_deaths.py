@@ -16,7 +16,7 @@ from pathlib import Path
 import anyio
 import pytest
 from gguf_models import write_model
-from terminal import until
+from terminal import is_there, until
 
 from xnai.agents.inference.engine_client import Engine, open_engine
 from xnai.agents.inference.frames import Done, Generate, Open, Sampling, Setup, Text
@@ -180,10 +180,3 @@ anyio.run(main)
             agent.send_signal(signal.SIGKILL)
             await agent.wait()
             await until(lambda: not is_there(pid))
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

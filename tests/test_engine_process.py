@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 import pytest
-from terminal import until
+from terminal import is_there, until
 
 from xnai.agents.inference.engine_client import Engine, open_engine
 from xnai.agents.inference.errors import EngineLost
@@ -47,13 +47,6 @@ async def text_of(engine: Engine, prompt: str) -> str:
 def kill(engine: Engine) -> None:
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 async def test_an_answer_comes_in_whole_characters_and_ends_with_its_figures(tmp_path: Path) -> None:

@@ -311,7 +311,6 @@ class Status(Frame, frozen=True, array_like=True, tag=True, gc=False):
     Attributes:
         running, waiting, paused: requests.
         waiting_tokens: of the prompts of those that wait.
-        kept, kept_tokens: sequences that hold a prefix, and their tokens.
         hits, prompts, hit_tokens, prompt_tokens: since the start: prompts that found a prefix, all of them,
             and their tokens.
         steps: batches computed. `busy`: seconds of computing.
@@ -320,9 +319,6 @@ class Status(Frame, frozen=True, array_like=True, tag=True, gc=False):
         threads, slots: in use now, which a busy machine lowers.
         memory: bytes that the process holds.
         loaded: the models that are in memory.
-        others: cores that other processes keep busy.
-        pace: speed relative to the quiet machine; 0 for not known.
-        short: how much is given back because memory is short, 0 for nothing to 5.
     """
 
     id: int
@@ -330,8 +326,6 @@ class Status(Frame, frozen=True, array_like=True, tag=True, gc=False):
     waiting: int = 0
     paused: int = 0
     waiting_tokens: int = 0
-    kept: int = 0
-    kept_tokens: int = 0
     hits: int = 0
     prompts: int = 0
     hit_tokens: int = 0
@@ -345,9 +339,6 @@ class Status(Frame, frozen=True, array_like=True, tag=True, gc=False):
     slots: int = 0
     memory: int = 0
     loaded: tuple[str, ...] = ()
-    others: float = 0.0
-    pace: float = 0.0
-    short: int = 0
 
 
 ToEngine = Setup | Open | Generate | Embed | Count | Drop | Ask

@@ -252,8 +252,6 @@ class Engine:
             waiting=counts[Phase.QUEUED] + self.models.deferred,
             paused=counts[Phase.PAUSED],
             waiting_tokens=sum(job.prompt for job in jobs if job.phase is Phase.QUEUED),
-            kept=sum(figures.kept for figures in streams),
-            kept_tokens=sum(figures.kept_tokens for figures in streams),
             hits=past["hits"] + sum(figures.hits for figures in streams),
             prompts=past["prompts"] + sum(figures.prompts for figures in streams),
             hit_tokens=past["hit_tokens"] + sum(figures.hit_tokens for figures in streams),
@@ -267,9 +265,6 @@ class Engine:
             slots=sum(model.limits.slots for model in texts),
             memory=_memory(),
             loaded=tuple(each.name for each in self.models.loaded()),
-            others=self._others,
-            pace=self._pace,
-            short=self.models.level,
         )
 
 
