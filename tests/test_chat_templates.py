@@ -185,6 +185,8 @@ HOSTILE = {
     "globals": "{{ namespace.__init__.__globals__ }}",
     "globals of a class": "{{ cycler.__init__.__globals__.os.system('true') }}",
     "division": "{{ 1 // 0 }}",
+    "half a character": r"{{ '\ud800' }}",
+    "half a character in an error": r"{{ raise_exception('\ud800') }}",
     "past the end": "{{ messages[9].content.text }}",
     "file": "{% include '/etc/passwd' %}",
     "mutation": "{{ messages.append(1) }}",
@@ -197,8 +199,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_an_error_soon(name: str) -> None:
-    with pytest.raises(TemplateFailed, match="the model's chat template"):
+    with pytest.raises(TemplateFailed, match="the model's chat template") as refused:
         text(HOSTILE[name], *TALK)
+    assert str(refused.value).encode()
 
 
 def test_a_model_without_a_template_takes_prompts_only() -> None:

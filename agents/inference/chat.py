@@ -71,7 +71,8 @@ class ChatTemplate:
         try:
             self._sandbox.fuel = FUEL + _TIMES * self._sandbox.weight([given["messages"], given["tools"]])
             text = self._template.render(**given, add_generation_prompt=True, **self._words)
-        except Exception as error:  # foreign code: it may divide by zero, recurse, look past an end
+            text.encode()
+        except Exception as error:  # foreign code: it may divide by zero, recurse, write half a character
             raise TemplateFailed(
                 f"the model's chat template refuses these messages: {_short(error)}"
             ) from error
@@ -120,4 +121,4 @@ def _short(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     name = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-    return f"{name}{error}"[:300]
+    return f"{name}{error}"[:300].encode(errors="backslashreplace").decode()

@@ -94,7 +94,6 @@ class Vocabulary:
         """The tokens of a prompt in which control words count, each piece by itself.
 
         Raises:
-            UnicodeEncodeError: a piece is no valid Unicode.
             InferenceError: llama.cpp refuses it.
         """
         parts = [self._tokenize(piece, begin=begin and not index) for index, piece in enumerate(pieces)]

@@ -92,7 +92,7 @@ class Loaded:
 
         Raises:
             PromptTooLong: they do not.
-            InvalidPayload: its prompt is empty, or no valid Unicode.
+            InvalidPayload: its prompt is empty.
             RuleInvalid: its rule cannot be kept.
         """
         prompt = self._prompt(ask)
@@ -107,10 +107,7 @@ class Loaded:
         return self._rules
 
     def _prompt(self, ask: Generate) -> Tokens:
-        try:
-            prompt = self.vocabulary.tokenize(ask.pieces, begin=ask.begin)
-        except UnicodeEncodeError as error:
-            raise InvalidPayload("the prompt is no valid Unicode") from error
+        prompt = self.vocabulary.tokenize(ask.pieces, begin=ask.begin)
         if not len(prompt):
             raise InvalidPayload("the prompt is empty")
         whole = self.model.context.context
