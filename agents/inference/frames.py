@@ -74,7 +74,7 @@ class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
     queue: int = 256
     queue_tokens: int = 262_144
     aging: float = 20.0
-    lead: int = 2_000
+    lead: int = 1024
     nice: int = 0
     folder: str = ""
     saved_memory: int = 0
