@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import llama_cpp as lib
+import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 from gguf_models import WORDS, write_model
