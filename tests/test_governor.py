@@ -26,7 +26,7 @@ from xnai.agents.inference.engine.governor import (
     affordable,
     eased,
 )
-from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, busy_cores, is_crowded
+from xnai.agents.inference.engine.machine import Neighbours, Stalls, Times, busy_cores
 from xnai.agents.inference.engine.swapping import Standing, make_room
 from xnai.agents.inference.engine.turns import Turns
 
@@ -315,17 +315,6 @@ def test_a_machine_that_says_nothing_is_quiet(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/stat").write_text("cpu  1 2 3\n")
     assert Neighbours(tmp_path).cores() == 0.0
-
-
-@pytest.mark.parametrize(("average", "crowded"), [("19.90", False), ("85.36", True)])
-def test_whether_others_wait_for_the_processor_is_read_from_the_kernel(
-    tmp_path: Path, average: str, *, crowded: bool
-) -> None:
-    assert not is_crowded(tmp_path)
-    path = tmp_path / "proc/pressure/cpu"
-    path.parent.mkdir(parents=True)
-    path.write_text(f"some avg10={average} avg60=0.00 avg300=0.00 total=1000\n")
-    assert is_crowded(tmp_path) is crowded
 
 
 def test_waiting_for_memory_is_read_from_the_kernel(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 # spins by itself, two threads on two busy cores fall to a twentieth of the speed that they have with 100
 # (`spinning` switches to them while the machine is busy). This is between, for the second until that is
 # noticed. OpenMP reads it when it is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # An assertion of llama.cpp ends the process; without this a debugger would first be started on it.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")

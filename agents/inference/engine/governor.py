@@ -14,6 +14,7 @@ import msgspec
 
 SLOW = 0.7  # of the speed on a quiet machine, below which other numbers of threads are tried
 ROOM = 0.35  # cores that others may use beside all threads
+CROWD = 0.75  # above which those that wait should not spin: the bus and its callers alone need less
 FEWER, MORE = 1.25, 0.95  # other numbers of threads stay if they are so much faster: less is seldom better
 _BEFORE, _TRIAL, _CALM = 10, 6, 4  # looks before a trial, of it, and before a step up where there is room
 _LONG = 6  # looks on a quiet machine before threads spin for long again
@@ -45,9 +46,9 @@ class Governor:
         short: threads that wait should not spin for long.
     """
 
-    def __init__(self, most: int, *, short: bool = False) -> None:
+    def __init__(self, most: int) -> None:
         self.threads = self._most = most
-        self.strained, self.short = False, short
+        self.strained, self.short = False, False
         self._quiet = self._calm = self._pause = 0
         self._lasting, self._down = _AGAIN, True
         self._paces: list[float] = []
@@ -55,7 +56,7 @@ class Governor:
 
     def look(self, seen: Look) -> int:
         """The threads to use from now on, after what was seen with the present ones."""
-        crowded = seen.others + self.threads > seen.cores + ROOM
+        crowded = seen.others + self.threads > seen.cores + CROWD
         slow = seen.pace is not None and seen.pace < SLOW
         self.strained = (crowded or self.threads < self._most) and slow
         self._pause = max(0, self._pause - 1)

@@ -19,7 +19,7 @@ from xnai.agents.inference.engine.governor import ROOM, Governor, Look, Pressure
 from xnai.agents.inference.engine.jobs import URGENT, Phase
 from xnai.agents.inference.engine.llama import Abort
 from xnai.agents.inference.engine.loading import Loaded, Opener
-from xnai.agents.inference.engine.machine import Neighbours, Stalls, is_crowded
+from xnai.agents.inference.engine.machine import Neighbours, Stalls
 from xnai.agents.inference.engine.model import Arrival
 from xnai.agents.inference.engine.models import Models
 from xnai.agents.inference.engine.spinning import Spins
@@ -65,7 +65,7 @@ class Engine:
             setup, opener, emit=self._out.append, flush=self._flush, wake=self._wake, clock=clock
         )
         self._turns = Turns()
-        self._governor, self._spins = Governor(opener.threads, short=is_crowded()), Spins()
+        self._governor, self._spins = Governor(opener.threads), Spins()
         self._spin()
         self._pressure = Pressure(self.models.reserve)
         self._neighbours, self._stalls = Neighbours(), Stalls()

@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 from xnai.agents.inference.cores import cpus
 
-_CROWDED = 20.0  # percent
-
 
 class Times(NamedTuple):
     """Seconds so far: of our CPUs at work or taken by other machines, of this process, and of the clock."""
@@ -59,15 +57,6 @@ def _busy(root: Path) -> float:
         user, nice, system, _, _, irq, softirq, steal = (int(word) for word in (*words[1:], *"0" * 8)[:8])
         ticks += user + nice + system + irq + softirq + steal
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def is_crowded(root: Path = Path("/")) -> bool:
-    """Whether something waited for a CPU for a fifth of the last ten seconds (PSI); False without PSI."""
-    try:
-        said = re.search(r"^some avg10=([0-9.]+)", (root / "proc/pressure/cpu").read_text(), re.MULTILINE)
-    except OSError:
-        return False
-    return said is not None and float(said[1]) >= _CROWDED
 
 
 class Stalls:
