@@ -42,6 +42,7 @@ from xnai.protocol.errors import InvalidPayload
 _log = logging.getLogger(__name__)
 _LOOK, _IDLE_LOOK = 0.5, 5.0  # seconds between two looks at the machine
 _LEAST = 0.1  # seconds of computing that tell a speed
+_STEADY = 0.7  # of the time since the last look was spent computing
 _QUIET = 0.2  # what a new pace on the quiet machine weighs against earlier ones
 
 
@@ -70,7 +71,7 @@ class Engine:
         self._pressure = Pressure(self.models.reserve)
         self._neighbours, self._stalls = Neighbours(), Stalls()
         self._gap = setup.gap
-        self._others = self._pace = self._looked = 0.0
+        self._others = self._pace = self._looked = self._busy = 0.0
 
     def computes(self, id: int) -> bool:
         """Whether this request is in the batch that is computed now, and not at its last token."""
@@ -183,8 +184,12 @@ class Engine:
 
     def _look(self, now: float) -> None:
         """How busy the machine is, and how short of memory, and what that means."""
-        self._looked = now
-        self._others = self._neighbours.cores()
+        # What others do while nothing is computed keeps nobody from computing.
+        busy = self.models.busy_before + sum(each.model.busy for each in self.models.loaded())
+        steady = busy - self._busy >= _STEADY * (now - self._looked)
+        self._looked, self._busy = now, busy
+        others = self._neighbours.cores()
+        self._others = others if steady else 0.0
         self._pace = self._speed()
         cores = max(len(cpus()), self.models.opener.most_threads)
         threads = self._governor.look(Look(cores=cores, others=self._others, pace=self._pace or None))
