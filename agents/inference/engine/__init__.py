@@ -2,12 +2,12 @@
 
 import os
 
-# llama.cpp's threads meet at a barrier many times a token, and spin there. Where something else wants the
-# cores too, those that wait take them from those that are waited for: with the 300,000 rounds that OpenMP
-# spins by itself, two threads on two busy cores fall to a twentieth of the speed that they have with 100
-# (`spinning` switches to them while the machine is busy). This is between, for the second until that is
-# noticed. OpenMP reads it when it is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# llama.cpp's threads meet at a barrier many times a token, and spin there before they sleep. Below some
+# thousand rounds they all fall asleep at each barrier once the caches are cold, and a short prompt takes
+# 60 ms instead of 20; with the 300,000 that OpenMP spins by itself, two threads on two cores that others
+# use too fall to a twentieth of their speed. While the machine is busy `spinning` makes it 100. OpenMP reads
+# this when it is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 # An assertion of llama.cpp ends the process; without this a debugger would first be started on it.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
