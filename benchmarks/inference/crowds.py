@@ -26,6 +26,7 @@ from benchmarks.inference.workloads import (
 from xnai.agents.inference.cores import physical_cores
 
 CALLERS, SLOTS, AGENTS = 8, 16, 6
+_GAP = 1.0  # seconds: none of the others bounds how long a stream may stand still, so neither do we here
 _SHORT, _ANSWER = 48, 48  # words of a prompt, which are 64 tokens; tokens of an answer
 _SYSTEM, _USER, _REPLY = 500, 20, 24  # words, words, tokens
 _CONTEXT, _LONG_CONTEXT = 512, 2_048
@@ -46,7 +47,7 @@ async def inference_eight_callers(size: Size) -> Figure:
     """Tokens a second of 8 callers with short prompts of their own. The floor: `Llama` behind a lock."""
     medium, threads = model(size.shape), physical_cores()
     async with (
-        ours(medium, context=_CONTEXT, threads=threads, slots=CALLERS) as stack,
+        ours(medium, context=_CONTEXT, threads=threads, slots=CALLERS, gap=_GAP) as stack,
         stack.caller() as our,
         locked(medium, context=_CONTEXT, threads=threads) as lock,
     ):
@@ -60,7 +61,7 @@ async def inference_eight_callers(size: Size) -> Figure:
 async def _eight_talks(size: Size) -> Rounds:
     medium, threads = model(size.shape), physical_cores()
     async with (
-        ours(medium, context=_LONG_CONTEXT, threads=threads, slots=CALLERS) as stack,
+        ours(medium, context=_LONG_CONTEXT, threads=threads, slots=CALLERS, gap=_GAP) as stack,
         stack.caller() as our,
         locked(medium, context=_LONG_CONTEXT, threads=threads) as lock,
         bindings_server(medium, context=_LONG_CONTEXT, threads=threads) as server,
@@ -88,7 +89,7 @@ async def _sixteen_callers(size: Size) -> Rounds:
         targets: dict[str, Target] = {}
         for name in ("exact", "fast"):
             up = await stack.enter_async_context(
-                ours(medium, context=_CONTEXT, threads=threads, slots=SLOTS, mode=name)
+                ours(medium, context=_CONTEXT, threads=threads, slots=SLOTS, mode=name, gap=_GAP)
             )
             targets[name] = await stack.enter_async_context(up.caller())
         peer = llama_server(medium, slots=SLOTS, context=_CONTEXT, threads=threads)
