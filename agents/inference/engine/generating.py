@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from xnai.agents.inference.engine.rules import Matcher
 
 _PART = 128  # tokens of a prompt that are computed at once, about
+_STREAMS = 4  # whose text is gathered no longer than asked for
 _TOLD = 0.25  # seconds between two words on who stands where in the queue
 
 
@@ -154,8 +155,10 @@ class TextModel:
         else:
             for row in rows:
                 self._find_out(row.request)
+        # The more streams, the longer each gathers: otherwise the cores are spent on messages.
+        flush = self._flush * max(1.0, len(rows) / _STREAMS)
         for row in rows:
-            self._send(row.request, now)
+            self._send(row.request, now, flush)
         return 0.0
 
     def _look_for_prefixes(self) -> None:
@@ -302,8 +305,8 @@ class TextModel:
 
     # Speaking
 
-    def _send(self, request: Answering, now: float) -> None:
-        if frame := request.text(now, self._flush):
+    def _send(self, request: Answering, now: float, flush: float) -> None:
+        if frame := request.text(now, flush):
             self._emit(frame)
         if request.finish or request.refusal:
             self._end(request, now)
