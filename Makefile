@@ -20,8 +20,8 @@ setup: ## make .venv/ with everything in it
 demo: setup ## ask questions over real documents: this project's, or DOCS=folder
 	@$(BIN)/python -m xnai.deploy.demo $(if $(DOCS),"$(DOCS)")
 
-test: setup ## run the tests; ARGS go to pytest
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: setup ## run the tests, two at a time; ARGS go to pytest
+	@$(BIN)/python -m pytest -q -n 2 $(ARGS)
 
 check: setup ## style, types, and who may import whom
 	@$(BIN)/ruff check
