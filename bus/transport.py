@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import anyio
@@ -30,6 +30,7 @@ _REQUEST_TIMEOUT = 5.0
 _PING_INTERVAL = 10
 _RECONNECT_DELAY = 0.2
 _ASKED_AGAIN = (0.03, 0.1, 0.4)  # seconds; it takes the server milliseconds, unless it is busy
+_REFUSED_AT_FIRST = (0.1, 0.4, None)  # seconds: a server that reads its settings again knows nobody meanwhile
 _REFUSED_FOR_GOOD = 5.0  # seconds: while a key changes, the old one may be refused for a moment
 _VIOLATION = re.compile(r"permissions violation for (publish|subscription) to \"?([^\s\"]+)")
 
@@ -66,13 +67,24 @@ async def open_transport(
     key = Key(access.key) if access.key else None
     if key is not None:
         key.check()
-    transport = Transport(Client(key), shown(url), key)
-    try:
-        await transport.connect(url, access, name)
+    async with AsyncExitStack() as stack:
+        for pause in _REFUSED_AT_FIRST:
+            transport = Transport(Client(key), shown(url), key)
+            stack.push_async_callback(_shut, transport.client)
+            try:
+                await transport.connect(url, access, name)
+            except NotAllowed:
+                if key is None or pause is None:
+                    raise
+                await anyio.sleep(pause)
+            else:
+                break
         yield transport
-    finally:
-        with anyio.CancelScope(shield=True):
-            await transport.client.shut()
+
+
+async def _shut(client: Client) -> None:
+    with anyio.CancelScope(shield=True):
+        await client.shut()
 
 
 class Transport:
@@ -212,12 +224,7 @@ class Transport:
         """
         answer = new_future()
         place = f"{answers_to(self.name)}.{secrets.token_hex(11)}"
-
-        def received(frame: Frame) -> None:
-            if not answer.done():
-                answer.set_result(frame)
-
-        async with self.listen(place, received):
+        async with self.listen(place, _into(answer)):
             with self.asking(Question(subject, data, place), answer):
                 try:
                     frame: Frame = await within(timeout, answer)
@@ -231,12 +238,7 @@ class Transport:
     def _asked(self, subject: str, data: bytes) -> Iterator[asyncio.Future[Frame]]:
         """The answer to come to a question."""
         answer = new_future()
-
-        def received(frame: Frame) -> None:
-            if not answer.done():
-                answer.set_result(frame)
-
-        with self.expect(received) as reply, self.asking(Question(subject, data, reply), answer):
+        with self.expect(_into(answer)) as reply, self.asking(Question(subject, data, reply), answer):
             yield answer
 
     @contextmanager
@@ -369,6 +371,10 @@ class Question(NamedTuple):
     subject: str
     data: bytes
     reply: str
+
+
+def _into(answer: asyncio.Future[Frame]) -> Receive:
+    return lambda frame: None if answer.done() else answer.set_result(frame)
 
 
 def forbidden(subject: str) -> NotAllowed:
