@@ -19,6 +19,7 @@ from xnai.agents.inference.engine.sequences import Sequences
 
 SEQUENCES, CONTEXT = 3, 128
 SAVED = 200_000  # bytes: of two or three states
+TOKEN = 256  # bytes: keys and values of two heads of 16 in two layers, of two bytes each
 TEXTS = [np.random.default_rng(seed).integers(10, 300, 30).astype(np.int32) for seed in range(4)]
 
 
@@ -30,7 +31,7 @@ class Engine:
         for sequence in range(SEQUENCES):
             self.context.cut(sequence, 0)
         self.saved = SavedStates("tiny", memory=SAVED)
-        self.sequences = Sequences(self.context, self.saved)
+        self.sequences = Sequences(self.context, self.saved, token_bytes=TOKEN)
         self.sequences.prefill_costs(prefill)
 
     def open(self, prompt: Tokens) -> tuple[int, int]:

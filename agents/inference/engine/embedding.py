@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xnai.agents.inference.engine.batches import Batch
-from xnai.agents.inference.engine.jobs import Job, Ledger
+from xnai.agents.inference.engine.jobs import Job, Ledger, job_of
 from xnai.agents.inference.engine.llama import Context
 from xnai.agents.inference.frames import Done, Embed, Frame, Vectors
 
@@ -53,17 +53,7 @@ class VectorModel:
 
     def take(self, ask: Embed, arrived: float) -> None:
         """A request; each of its texts fits into the context."""
-        tokens = sum(map(len, ask.texts))
-        job = Job(
-            id=ask.id,
-            sender=ask.sender,
-            lane=ask.lane,
-            weight=ask.weight,
-            arrived=arrived,
-            prompt=tokens,
-            todo=tokens,
-            deadline=None if ask.deadline is None else arrived + ask.deadline,
-        )
+        job = job_of(ask, arrived, prompt=sum(map(len, ask.texts)))
         request = Embedding(ask, job, self.context.weights.dimensions)
         self._ledger.arrive(job)
         self.requests[ask.id] = request

@@ -9,7 +9,7 @@ from xnai.agents.inference.engine.admission import Refusal, admit, positions
 from xnai.agents.inference.engine.answering import NOWHERE, Answering
 from xnai.agents.inference.engine.batches import Batch, Tokens
 from xnai.agents.inference.engine.drafts import Costs, Drafts
-from xnai.agents.inference.engine.jobs import Job, Jobs, Ledger, Limits, Phase
+from xnai.agents.inference.engine.jobs import Jobs, Ledger, Limits, Phase, job_of
 from xnai.agents.inference.engine.llama import Context
 from xnai.agents.inference.engine.sampling import logprob_of, sampler_of
 from xnai.agents.inference.engine.scheduling import Plan, plan
@@ -84,19 +84,9 @@ class TextModel:
 
     def take(self, ask: Generate, prompt: Tokens, matcher: Matcher | None, *, arrived: float) -> None:
         """A request whose prompt leaves room for an answer: it is admitted, or refused with a frame."""
-        job = Job(
-            id=ask.id,
-            sender=ask.sender,
-            lane=ask.lane,
-            weight=ask.weight,
-            arrived=arrived,
-            prompt=len(prompt) - len(ask.said),
-            todo=len(prompt),
-            cached=self.streams.longest(prompt) if ask.cache else 0,
-            limit=ask.max_tokens,
-            made=len(ask.said),
-            deadline=None if ask.deadline is None else arrived + ask.deadline,
-        )
+        job = job_of(ask, arrived, prompt=len(prompt) - len(ask.said))
+        job.todo, job.made, job.limit = len(prompt), len(ask.said), ask.max_tokens
+        job.cached = self.streams.longest(prompt) if ask.cache else 0
         refusal = admit(job, self.jobs, self.speeds, now=self._clock(), limits=self.limits)
         if refusal and not ask.said:
             self._emit(_refused(ask.id, refusal))

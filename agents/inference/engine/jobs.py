@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from xnai.agents.inference.engine.speeds import Speeds
+from xnai.agents.inference.frames import Embed, Generate
 
 URGENT, NORMAL, BACKGROUND = 0, 1, 2
 FOREVER = math.inf
@@ -98,6 +99,20 @@ class Job(msgspec.Struct, kw_only=True, eq=False):
     def depth(self) -> int:
         """The position at which its next token stands."""
         return self.prompt + self.made - self.unread
+
+
+def job_of(ask: Generate | Embed, arrived: float, *, prompt: int) -> Job:
+    """A request of which nothing is computed yet; `prompt` is its tokens."""
+    return Job(
+        id=ask.id,
+        sender=ask.sender,
+        lane=ask.lane,
+        weight=ask.weight,
+        arrived=arrived,
+        prompt=prompt,
+        todo=prompt,
+        deadline=None if ask.deadline is None else arrived + ask.deadline,
+    )
 
 
 class Ledger:

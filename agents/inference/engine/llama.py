@@ -155,7 +155,6 @@ class Weights:
         learned: positions that it was trained on.
         dimensions: of a vector.
         size: bytes of the weights.
-        kv_bytes: of a token in the KV cache, as 16 bit numbers, in the usual architectures.
         mapped: those of them that are pages of the file; others were laid out anew for this processor.
         generates: whether it continues text; those that only embed do not.
     """
@@ -166,9 +165,6 @@ class Weights:
         self.learned = int(lib.llama_model_n_ctx_train(model))
         self.dimensions = int(lib.llama_model_n_embd(model))
         self.size = int(lib.llama_model_size(model))
-        heads, kv_heads = lib.llama_model_n_head(model), lib.llama_model_n_head_kv(model)
-        layers = int(lib.llama_model_n_layer(model))
-        self.kv_bytes = 2 * 2 * layers * self.dimensions * max(kv_heads, 1) // max(heads, 1)
         copied = sum(size for kind, size in _said.buffers if not kind.endswith("_Mapped model"))
         self.mapped = max(0, self.size - copied)
         self.generates = causal and not lib.llama_model_has_encoder(model)

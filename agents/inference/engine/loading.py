@@ -229,7 +229,7 @@ class Opener:
         found.size, found.sized = size, self._clock()
         found.model = TextModel(
             context,
-            Sequences(context, self._saved(found)),
+            Sequences(context, self._saved(found), token_bytes=plan_memory(found.info, 1, 1).kv_per_token),
             limits=limits,
             ledger=self._ledger,
             speeds=speeds,

@@ -19,16 +19,16 @@ _SOON = 60e-6
 class Sequences:
     """The sequences of a context."""
 
-    def __init__(self, context: Context, saved: SavedStates | None = None) -> None:
-        """What `saved` holds from before is known at once."""
+    def __init__(self, context: Context, saved: SavedStates | None = None, *, token_bytes: int) -> None:
+        """`token_bytes` is what a token takes in the cache. What `saved` holds from before is known at once."""
         self._context, self._saved = context, saved
-        a_token = context.weights.kv_bytes
         self._books = Streams(
             context.sequences,
             costs=Costs(
-                copy=_SOON + context.context * a_token / _COPIED,  # a whole sequence, however little it holds
-                save=a_token / _SAVED,
-                restore=a_token / _RESTORED,
+                copy=_SOON
+                + context.context * token_bytes / _COPIED,  # a whole sequence, however little it holds
+                save=token_bytes / _SAVED,
+                restore=token_bytes / _RESTORED,
             ),
         )
         for key, tokens in saved.found() if saved else ():
