@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import random
-import socket
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
+import anyio
 import msgspec
 
+from xnai.agents.inference.engine_process import BadFrame, EngineProcess, start_engine
 from xnai.agents.inference.errors import InferenceError
 from xnai.agents.inference.frames import (
     Done,
     Frame,
-    FrameReader,
     FromEngine,
     Generate,
     Open,
@@ -26,16 +23,14 @@ from xnai.agents.inference.frames import (
     Refused,
     Sampling,
     Setup,
-    encode_frame,
 )
-from xnai.deploy.environment import for_child
+from xnai.deploy.loop import run
 
 CONTEXT = 1024  # of each slot while it is measured
 MOST_SLOTS, TRIED_SLOTS = 64, 16  # that may be asked for, and that the engine tries by itself
 _ANSWER = 64  # tokens
 _PROMPT, _SHORT = 1500, 32  # letters
-_OPENING, _SILENCE, _LEAVING = 600.0, 300.0, 10.0  # seconds
-_READ = 1 << 16
+_OPENING, _SILENCE = 600.0, 300.0  # seconds
 _LETTERS = "aeinorst "
 
 _T = TypeVar("_T", bound=Frame)
@@ -68,22 +63,34 @@ def measure(path: Path, *, slots: int = 0, threads: int = 0) -> Speed:
     Raises:
         InferenceError: it cannot be opened, or does not answer.
     """
-    with _engine() as engine:
-        engine.send(
-            Setup(threads=threads),
-            Open("model", str(path), context=CONTEXT, slots=slots, kept=0),
-        )
-        opened = engine.expect(Opened, 1, timeout=_OPENING)[0]
-        engine.generate(1, letters=_SHORT, answer=8)  # whatever only the first request costs
-        (prompt,) = engine.generate(1, letters=_PROMPT, answer=1)
-        rates = []
-        for count in _counts(opened.slots):
-            answers = engine.generate(count, letters=_SHORT, answer=_ANSWER)
-            tokens = sum(each.tokens_out - 1 for each in answers)
-            rates.append(Rate(sequences=count, tokens=tokens / max(_span(answers), 1e-9)))
-        return Speed(
-            slots=opened.slots, prefill=prompt.tokens_in / max(prompt.first, 1e-9), decode=tuple(rates)
-        )
+
+    async def in_an_engine() -> Speed | InferenceError:
+        async with start_engine() as process, aclosing(process.frames()) as frames:
+            try:
+                return await _measured(_Engine(process, frames), path, slots=slots, threads=threads)
+            except InferenceError as error:  # raised below, where it does not become an ExceptionGroup
+                return error
+            except BadFrame as error:
+                return InferenceError(f"The engine sent what is no frame: {error}.")
+
+    found = run(in_an_engine)
+    if isinstance(found, InferenceError):
+        raise found
+    return found
+
+
+async def _measured(engine: _Engine, path: Path, *, slots: int, threads: int) -> Speed:
+    engine.send(Setup(threads=threads))
+    engine.send(Open("model", str(path), context=CONTEXT, slots=slots, kept=0))
+    (opened,) = await engine.expect(Opened, 1, timeout=_OPENING)
+    await engine.generate(1, letters=_SHORT, answer=8)  # whatever only the first request costs
+    (prompt,) = await engine.generate(1, letters=_PROMPT, answer=1)
+    rates = []
+    for count in _counts(opened.slots):
+        answers = await engine.generate(count, letters=_SHORT, answer=_ANSWER)
+        tokens = sum(each.tokens_out - 1 for each in answers)
+        rates.append(Rate(sequences=count, tokens=tokens / max(_span(answers), 1e-9)))
+    return Speed(slots=opened.slots, prefill=prompt.tokens_in / max(prompt.first, 1e-9), decode=tuple(rates))
 
 
 def _counts(slots: int) -> list[int]:
@@ -97,79 +104,48 @@ def _span(answers: Sequence[Done]) -> float:
 
 
 class _Engine:
-    """The other end of the socket."""
+    """One life of an engine, asked for many answers at once. If it dies, that is what there is to say."""
 
-    def __init__(self, connection: socket.socket, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-        self._connection, self._process, self._log = connection, process, log
-        self._reader, self._decoder = FrameReader(), msgspec.msgpack.Decoder(FromEngine)
+    def __init__(self, process: EngineProcess, frames: AsyncGenerator[FromEngine, None]) -> None:
+        self._process, self._frames = process, frames
         self._random, self._id = random.Random(0), 0
 
-    def send(self, *frames: Frame) -> None:
-        try:
-            self._connection.sendall(b"".join(map(encode_frame, frames)))
-        except OSError as error:
-            raise self._ended() from error
+    def send(self, frame: Frame) -> None:
+        self._process.post(frame)
 
-    def generate(self, count: int, *, letters: int, answer: int) -> list[Done]:
+    async def generate(self, count: int, *, letters: int, answer: int) -> list[Done]:
         """So many answers at once, to different prompts."""
-        frames = []
         for _ in range(count):
             self._id += 1
             text = "".join(self._random.choices(_LETTERS, k=letters))
-            frame = Generate(
-                self._id,
-                "model",
-                (text,),
-                begin=True,
-                max_tokens=answer,
-                sampling=Sampling(temperature=1.0, seed=self._id),
-                sender=str(self._id),
-                cache=False,
-                truncate="start",
+            self.send(
+                Generate(
+                    self._id,
+                    "model",
+                    (text,),
+                    begin=True,
+                    max_tokens=answer,
+                    sampling=Sampling(temperature=1.0, seed=self._id),
+                    sender=str(self._id),
+                    cache=False,
+                    truncate="start",
+                )
             )
-            frames.append(frame)
-        self.send(*frames)
-        return self.expect(Done, count, timeout=_SILENCE)
+        return await self.expect(Done, count, timeout=_SILENCE)
 
-    def expect(self, kind: type[_T], count: int, *, timeout: float) -> list[_T]:
+    async def expect(self, kind: type[_T], count: int, *, timeout: float) -> list[_T]:
         """The next frames of a kind; others are passed over, and no two are further apart than `timeout`."""
         found: list[_T] = []
-        self._connection.settimeout(timeout)
         while len(found) < count:
-            try:
-                data = self._connection.recv(_READ)
-            except TimeoutError:
-                raise InferenceError(f"The engine said nothing for {timeout:.0f} seconds.") from None
-            except OSError as error:
-                raise self._ended() from error
-            if not data:
-                raise self._ended()
-            for frame in map(self._decoder.decode, self._reader.feed(data)):
-                if isinstance(frame, Refused):
-                    raise InferenceError(f"The engine refuses: {frame.sentence.rstrip('.')}.")
-                if isinstance(frame, kind):
-                    found.append(frame)
+            frame: FromEngine | None = None
+            with anyio.move_on_after(timeout) as waiting:
+                frame = await anext(self._frames, None)
+            if waiting.cancelled_caught:
+                raise InferenceError(f"The engine said nothing for {timeout:.0f} seconds.")
+            if frame is None:
+                raise InferenceError(f"The engine {(await self._process.end()).how}.")
+            if isinstance(frame, Refused):
+                raise InferenceError(f"The engine refuses: {frame.sentence.rstrip('.')}.")
+            if isinstance(frame, kind):
+                found.append(frame)
         return found
-
-    def _ended(self) -> InferenceError:
-        self._log.seek(0)
-        last = self._log.read().decode(errors="replace").strip().rpartition("\n")[2]
-        return InferenceError(f"The engine ended: {last or 'it said nothing'}.")
-
-
-@contextmanager
-def _engine() -> Iterator[_Engine]:
-    ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryFile() as log:
-        command = [sys.executable, "-P", "-m", "xnai.agents.inference.engine", str(theirs.fileno())]
-        with theirs:
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=log, env=for_child({}))
-        try:
-            yield _Engine(ours, process, log)
-        finally:
-            ours.close()
-            try:
-                process.wait(_LEAVING)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()

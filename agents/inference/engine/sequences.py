@@ -20,13 +20,13 @@ class Sequences:
     """The sequences of a context."""
 
     def __init__(self, context: Context, saved: SavedStates | None = None, *, token_bytes: int) -> None:
-        """`token_bytes` is what a token takes in the cache. What `saved` holds from before is known at once."""
+        """`token_bytes` is what a token takes here. What `saved` holds from before is known at once."""
         self._context, self._saved = context, saved
         self._books = Streams(
             context.sequences,
             costs=Costs(
-                copy=_SOON
-                + context.context * token_bytes / _COPIED,  # a whole sequence, however little it holds
+                # A whole sequence, however little it holds.
+                copy=_SOON + context.context * token_bytes / _COPIED,
                 save=token_bytes / _SAVED,
                 restore=token_bytes / _RESTORED,
             ),
