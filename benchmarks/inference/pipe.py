@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import anyio
-import msgspec
-from anyio.abc import SocketStream
 
-from benchmarks.harness import ROOT, ended, plain_environment
 from benchmarks.inference.targets import SAMPLING, Trace
+from xnai.agents.inference.engine_process import EngineProcess, start_engine
 from xnai.agents.inference.frames import (
     Ask,
     Done,
     Drop,
     Frame,
-    FrameReader,
-    FromEngine,
     Generate,
+    Loading,
     Open,
     Opened,
     Refused,
@@ -33,12 +27,11 @@ from xnai.agents.inference.frames import (
     Setup,
     Status,
     Text,
-    encode_frame,
+    Unloaded,
 )
 
 SAMPLED = Sampling(**SAMPLING)
 _MODEL = "model"
-_CHUNK = 1 << 20
 _PATIENCE = 120.0
 
 
@@ -86,8 +79,8 @@ class Answering:
 class Engine:
     """An engine with one model."""
 
-    def __init__(self, stream: SocketStream) -> None:
-        self._stream, self._sending = stream, anyio.Lock()
+    def __init__(self, process: EngineProcess) -> None:
+        self._process = process
         self._numbers = count(1)
         self._open: dict[int, Answering] = {}
         self._opened = anyio.Event()
@@ -100,63 +93,48 @@ class Engine:
     async def begin(self, prompt: str, tokens: int, **how: Any) -> Answering:
         """Asks, and returns at once; `how` are other fields of Generate."""
         frame = Generate(next(self._numbers), _MODEL, (prompt,), True, tokens, SAMPLED, **how)
-        return await self._request(frame, frame.id)
+        return self._request(frame, frame.id)
 
     async def drop(self, answering: Answering) -> None:
-        await self._send(Drop(answering.id))
+        self._process.post(Drop(answering.id))
 
     async def status(self) -> Status:
         frame = Ask(next(self._numbers))
-        found: Status = await (await self._request(frame, frame.id)).end()
+        found: Status = await self._request(frame, frame.id).end()
         return found
 
     async def open(self, setup: Setup, model: Open) -> None:
-        await self._send(setup, model)
+        self._process.post(setup)
+        self._process.post(model)
         with anyio.fail_after(_PATIENCE):
             await self._opened.wait()
 
     async def hear(self) -> None:
         """Takes what the engine says, for ever."""
-        reader, decoder = FrameReader(), msgspec.msgpack.Decoder(FromEngine)
-        while True:
-            for body in reader.feed(await self._stream.receive(_CHUNK)):
-                frame = decoder.decode(body)
+        async with aclosing(self._process.frames()) as frames:
+            async for frame in frames:
                 if isinstance(frame, Opened):
                     self._opened.set()
+                elif isinstance(frame, Loading | Unloaded):
+                    continue
                 elif answering := self._open.get(frame.id):
                     answering.take(frame)
                 elif isinstance(frame, Refused):
                     raise RuntimeError(frame.sentence)
+        raise RuntimeError(f"the engine {(await self._process.end()).how}")
 
-    async def _request(self, frame: Frame, id: int) -> Answering:
+    def _request(self, frame: Frame, id: int) -> Answering:
         self._open[id] = answering = Answering(id)
-        await self._send(frame)
+        self._process.post(frame)
         return answering
-
-    async def _send(self, *frames: Frame) -> None:
-        async with self._sending:
-            await self._stream.send(b"".join(map(encode_frame, frames)))
 
 
 @asynccontextmanager
 async def engine(path: Path, setup: Setup, **how: Any) -> AsyncIterator[Engine]:
     """An engine that has this model open; `how` are fields of Open."""
-    near, far = socket.socketpair()
-    number = far.fileno()
-    command = [sys.executable, "-m", "xnai.agents.inference.engine", str(number)]
-    with far:
-        process = await anyio.open_process(
-            command,
-            cwd=ROOT,
-            env=plain_environment(),
-            stdin=subprocess.PIPE,
-            stdout=None,
-            pass_fds=[number],
-        )
-    async with ended(process), await SocketStream.from_socket(near) as stream:
-        driver = Engine(stream)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(driver.hear)
-            await driver.open(setup, Open(_MODEL, str(path), **how))
-            yield driver
-            tasks.cancel_scope.cancel()
+    async with start_engine() as process, anyio.create_task_group() as tasks:
+        driver = Engine(process)
+        tasks.start_soon(driver.hear)
+        await driver.open(setup, Open(_MODEL, str(path), **how))
+        yield driver
+        tasks.cancel_scope.cancel()
