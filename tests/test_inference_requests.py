@@ -12,6 +12,7 @@ import pytest
 from gguf_models import CHAT_TEMPLATE, write_model
 
 from xnai.agents.inference.agent import agent, configure
+from xnai.agents.inference.asking import check_stops
 from xnai.agents.inference.requests import (
     Answer,
     ChatMessage,
@@ -23,7 +24,7 @@ from xnai.agents.inference.requests import (
 )
 from xnai.agents.testing import running
 from xnai.bus import Bus
-from xnai.protocol import TaskRejected, TaskState, TaskStatusUpdateEvent
+from xnai.protocol import InvalidPayload, TaskRejected, TaskState, TaskStatusUpdateEvent
 
 SCRIPT = ["?", "H", "e", "l", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "w", "<0xC3>", "<0xB6>", "r", "</s>"]
 FOR_EVER = GenerateRequest(prompt="?", max_tokens=1_000_000, cache=False)
@@ -345,3 +346,15 @@ async def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(fold
     assert call.name == "weather"
     assert call.arguments["city"] in ("Rome", "Oslo")
     assert (none.finish, none.calls) == ("length", ())
+
+
+@pytest.mark.parametrize(
+    "stop", ["ab", ["a", ""], ["a" * 1_000_000], ["a"] * 65], ids=lambda stop: str(stop)[:9]
+)
+def test_stop_strings_that_are_too_much_are_refused(stop: Any) -> None:
+    with pytest.raises(InvalidPayload, match="stop"):
+        check_stops(stop)
+
+
+def test_stop_strings_within_bounds_are_accepted() -> None:
+    check_stops(["a" * 64] * 64)

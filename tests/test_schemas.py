@@ -14,12 +14,10 @@ from xnai.agents.inference.schemas import (
     ANNOTATIONS,
     KEYWORDS,
     check_answer,
-    check_stops,
     grammar_rule,
     regex_rule,
     schema_rule,
 )
-from xnai.protocol.errors import InvalidPayload
 
 UNSUPPORTED = {
     *("not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains", "propertyNames"),
@@ -206,15 +204,3 @@ def test_patterns_and_grammars_of_any_length_are_refused() -> None:
         regex_rule("a" * 10_001)
     with pytest.raises(RuleInvalid, match="at most 100000"):
         grammar_rule("a" * 100_001)
-
-
-@pytest.mark.parametrize(
-    "stop", ["ab", ["a", ""], ["a" * 1_000_000], ["a"] * 65], ids=lambda stop: str(stop)[:9]
-)
-def test_stop_strings_that_are_too_much_are_refused(stop: Any) -> None:
-    with pytest.raises(InvalidPayload, match="stop"):
-        check_stops(stop)
-
-
-def test_stop_strings_within_bounds_are_accepted() -> None:
-    check_stops(["a" * 64] * 64)

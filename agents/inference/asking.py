@@ -13,13 +13,16 @@ from xnai.agents.inference.catalogue import Model
 from xnai.agents.inference.frames import Generate, Lane, Rule, Sampling
 from xnai.agents.inference.requests import Answer, ChatMessage, GenerateRequest
 from xnai.agents.inference.reusing import request_key
-from xnai.agents.inference.schemas import check_answer, check_stops, grammar_rule, regex_rule, schema_rule
+from xnai.agents.inference.schemas import check_answer, grammar_rule, regex_rule, schema_rule
 from xnai.agents.inference.tools import Offer, offer_tools
 from xnai.protocol.envelope import Envelope
 from xnai.protocol.errors import InvalidPayload
 
 LANES: dict[str, Lane] = {"urgent": 0, "normal": 1, "background": 2}
 _SEEDS = (1 << 32) - 1  # one less than there are: llama.cpp takes the last to mean "any seed"
+MOST_STOPS, LONGEST_STOPS = 64, 4_096
+"""Stop strings of a request, and characters of all of them together."""
+
 _MARGIN, _SHARE = 0.5, 0.1  # seconds, and of what is left: what the outcome takes once the engine has ended
 
 
@@ -182,6 +185,14 @@ def check_options(request: GenerateRequest) -> None:
     if request.logprobs is not None and not 0 <= request.logprobs <= 20:
         raise InvalidPayload("logprobs must be from 0 to 20")
     check_stops(request.stop)
+
+
+def check_stops(stop: Sequence[str]) -> None:
+    """Raises InvalidPayload for stop strings that are empty, too many or too long."""
+    if isinstance(stop, str) or not all(stop):
+        raise InvalidPayload("stop must be a list of strings that are not empty")
+    if len(stop) > MOST_STOPS or sum(map(len, stop)) > LONGEST_STOPS:
+        raise InvalidPayload(f"stop may be {MOST_STOPS} strings of {LONGEST_STOPS} characters together")
 
 
 def _seed(id: str) -> int:

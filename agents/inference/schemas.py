@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from xnai.agents.inference.errors import AnswerInvalid, RuleInvalid
 from xnai.agents.inference.frames import Rule
-from xnai.protocol.errors import InvalidPayload
 
 Schema = dict[str, Any] | bool
 
@@ -23,9 +22,6 @@ LONGEST_SCHEMA = 500_000
 
 LONGEST_PATTERN = 10_000
 """Characters of a regular expression, and of a grammar ten times as many."""
-
-MOST_STOPS, LONGEST_STOPS = 64, 4_096
-"""Stop strings of a request, and characters of all of them together."""
 
 _MOST_NODES = 10_000  # schemas in a schema
 _NESTING = 120  # objects and lists in one another; llguidance reads 127
@@ -152,14 +148,6 @@ def grammar_rule(grammar: str) -> Rule:
             f"a grammar of {len(grammar)} characters: at most {10 * LONGEST_PATTERN} are allowed"
         )
     return Rule("grammar", grammar)
-
-
-def check_stops(stop: Sequence[str]) -> None:
-    """Raises InvalidPayload for stop strings that are empty, too many or too long."""
-    if isinstance(stop, str) or not all(stop):
-        raise InvalidPayload("stop must be a list of strings that are not empty")
-    if len(stop) > MOST_STOPS or sum(map(len, stop)) > LONGEST_STOPS:
-        raise InvalidPayload(f"stop may be {MOST_STOPS} strings of {LONGEST_STOPS} characters together")
 
 
 def check_answer(schema: Schema, text: str) -> Any:
