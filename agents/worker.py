@@ -183,7 +183,7 @@ class Worker:
             return
         if self.leaving:
             self._return(delivery)
-        elif delivery.count == 1 and 0 <= time.time() - delivery.stored_at < _FRESH:
+        elif delivery.is_new and time.time() - delivery.stored_at < _FRESH:
             self._offer(delivery, FRESH)
         else:
             self._unsure.append(delivery)

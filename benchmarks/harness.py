@@ -100,16 +100,17 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 def figure(name: str, pairs: Pairs, *, unit: str, bar: float, less_is_better: bool = False) -> Figure:
     """The figure of pairs (ours, floor). The ratio is floor / ours where less is better."""
     ratios = [floor / ours if less_is_better else ours / floor for ours, floor in pairs]
-    lower, middle, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    lower, middle, upper = (round(each, 3) for each in statistics.quantiles(ratios, n=4, method="inclusive"))
+    bar = round(bar, 3)  # what is printed is what is compared
     return Figure(
         name=name,
         ours=_rounded(statistics.median(ours for ours, _ in pairs)),
         floor=_rounded(statistics.median(floor for _, floor in pairs)),
-        ratio=round(middle, 3),
+        ratio=middle,
         unit=unit,
-        bar=round(bar, 3),
+        bar=bar,
         holds=middle >= bar,
-        quartiles=(round(lower, 3), round(upper, 3)),
+        quartiles=(lower, upper),
         pairs=len(pairs),
     )
 

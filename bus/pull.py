@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -64,6 +65,16 @@ class Delivery:
         """When the task was stored, in seconds since the epoch, by the broker's clock."""
         return int(self._tokens[7]) / NANOSECONDS
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nobody had this task before, as far as the broker and our link to it can tell.
+
+        A broker that was killed may not know any more what it handed out just before, and a consumer that is
+        made again knows nothing. So what was stored before our pulls began anew counts as handed out.
+        """
+        age = time.time() - self.stored_at
+        return self.count == 1 and 0 <= age < time.monotonic() - self.lane.since
+
     def ack(self) -> None:
         """The task has its outcome: take it out of the queue."""
         self._settle(b"+ACK")
@@ -91,7 +102,12 @@ class Delivery:
 
 
 class Lane:
-    """One lane of one queue, and the pulls that are open on it."""
+    """One lane of one queue, and the pulls that are open on it.
+
+    Attributes:
+        heard: when the broker last answered one, by the monotonic clock.
+        since: when the pulls that were open last were lost.
+    """
 
     def __init__(self, agent: str, name: str, rank: int, inbox: str) -> None:
         self.agent, self.name, self.rank = agent, name, rank
@@ -101,6 +117,7 @@ class Lane:
         self.open = 0
         self.broken = False
         self.heard = time.monotonic()
+        self.since = -math.inf
 
     @property
     def reply(self) -> str:
@@ -111,7 +128,7 @@ class Lane:
         """Whatever was open is lost."""
         self.generation += 1
         self.open = 0
-        self.heard = time.monotonic()
+        self.heard = self.since = time.monotonic()
 
 
 Heal = Callable[[str, str], Awaitable[None]]
@@ -199,6 +216,7 @@ class Puller:
         lost pull whose place is heard again, and they would get lost on that way until the ack wait is over.
         """
         for lane, subscription in self._subscriptions:
+            lane.since = time.monotonic()
             lane.inbox = self.client.new_inbox()
             self.client.move(subscription, f"{lane.inbox}.*")
 
