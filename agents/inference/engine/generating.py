@@ -12,7 +12,7 @@ from xnai.agents.inference.engine.drafts import Costs, Drafts
 from xnai.agents.inference.engine.jobs import Jobs, Ledger, Limits, Phase, job_of
 from xnai.agents.inference.engine.llama import Context
 from xnai.agents.inference.engine.sampling import logprob_of, sampler_of
-from xnai.agents.inference.engine.scheduling import Plan, plan
+from xnai.agents.inference.engine.scheduling import Plan, batch_rows, plan
 from xnai.agents.inference.engine.sequences import Sequences
 from xnai.agents.inference.engine.speeds import Speeds
 from xnai.agents.inference.errors import RuleInvalid
@@ -128,6 +128,8 @@ class TextModel:
         self._look_for_prefixes()
         chosen = plan(self.jobs, self.speeds, began, self.limits)
         self._obey(chosen, began)
+        if chosen.start:  # what was cached of their prompts could not all be used, perhaps
+            chosen.rows = batch_rows(self.jobs.running, self.speeds, began, self.limits)
         rows = list(self._fill(chosen.rows))
         self._tell(began)
         if not rows:
@@ -188,17 +190,16 @@ class TextModel:
         return opening
 
     def _fill(self, rows: Sequence[tuple[int, int]]) -> Iterator[Row]:
-        """The batch; a prefix that was found at the start has made prompts shorter than planned."""
+        """The batch."""
         batch = self._batch
         batch.clear()
         for request, planned in self._in_order(rows):
-            todo, held = request.job.todo, request.held
-            if todo:
-                count = min(planned or 1, todo)
-                wanted = 1 if todo == count else 0
-                tokens = request.content[held : held + count]
+            held = request.held
+            if planned:
+                wanted = int(planned == request.job.todo)
+                tokens = request.content[held : held + planned]
                 row = batch.add(tokens, held, request.sequence, wanted=wanted)
-                yield Row(request, count, row if wanted else -1)
+                yield Row(request, planned, row if wanted else -1)
             else:
                 guess = self._guess(request) if len(rows) == 1 else ()
                 row = batch.add((request.next, *guess), held, request.sequence, wanted=1 + len(guess))

@@ -55,7 +55,7 @@ def plan(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Plan:
         running = _expire(jobs, now, made)
     if jobs.waiting and (len(running) < limits.slots or jobs.urgent):
         running = _fill_slots(jobs, speeds, now, limits=limits, made=made, running=running)
-    made.rows = _rows(running, speeds, now, limits)
+    made.rows = batch_rows(running, speeds, now, limits)
     if not made.rows and jobs.soonest < FOREVER:
         made.wake = jobs.soonest
     return made
@@ -128,8 +128,11 @@ def _victim(running: list[Job], made: Plan, jobs: Jobs) -> Job | None:
     return max(able, key=lambda job: (job.lane, jobs.ledger.used(job), job.arrived, job.id), default=None)
 
 
-def _rows(running: list[Job], speeds: Speeds, now: float, limits: Limits) -> list[tuple[int, int]]:
-    """The next token of every answer, and as much of the prompts as time and batch allow."""
+def batch_rows(running: list[Job], speeds: Speeds, now: float, limits: Limits) -> list[tuple[int, int]]:
+    """The step of those that run: the next token of every answer, and as much of the prompts as fits.
+
+    That is decided by the time until the first answer is due, and by the room in a batch.
+    """
     decoding = [job for job in running if not job.todo]
     if len(decoding) == len(running):
         return [(job.id, 0) for job in decoding]
