@@ -91,13 +91,15 @@ def test_what_a_prompt_shares_with_an_earlier_one_is_not_computed_again(talker: 
     assert text_of(again) == talker.say(f"{shared} two", 8, cache=False)
 
 
-def test_a_prompt_of_which_too_little_is_known_to_be_used_is_computed_at_once(talker: EngineProcess) -> None:
-    talker.say("something else", 1)
-    before = talker.status().steps
-    (*_, done) = talker.end(talker.begin("quite another text, with the same token before it", 1))
-    assert isinstance(done, Done)
-    assert done.tokens_cached == 0
-    assert talker.status().steps - before == 1
+def test_a_prompt_of_which_too_little_is_known_to_be_used_is_computed_at_once(model: Path) -> None:
+    with engine() as found:
+        found.open(model, context=CONTEXT, slots=1, kept=1)
+        found.say("something else", 1)
+        before = found.status().steps
+        (*_, done) = found.end(found.begin("quite another text, with the same token before it", 1))
+        assert isinstance(done, Done)
+        assert done.tokens_cached == 0
+        assert found.status().steps - before == 1
 
 
 def test_without_a_cache_nothing_is_shared(talker: EngineProcess) -> None:

@@ -218,6 +218,15 @@ def test_what_would_be_evicted_anyway_is_not_copied_but_taken() -> None:
     assert opened(streams, np.concatenate([text(0), text(3, 200)])) == Opening(seq=seqs[0], keep=500)
 
 
+def test_what_makes_room_leaves_what_it_shares_unless_it_has_to_be_saved() -> None:
+    cheap = Costs(prefill=0.001, copy=0.02, save=1.0, restore=1.0)
+    for costs, keep in ((cheap, 9), (Costs(prefill=0.001, copy=0.02, save=0.0, restore=0.0), 0)):
+        streams = Streams(1, costs=costs)
+        asked(streams, np.concatenate([text(0, 9), text(1)]))
+        opening = opened(streams, np.concatenate([text(0, 9), text(2)]))
+        assert (opening.keep, len(opening.evicted)) == (keep, keep == 0)
+
+
 def test_a_beginning_is_copied_from_a_running_sequence() -> None:
     streams = Streams(2)
     first = opened(streams, text(0))

@@ -18,6 +18,7 @@ import msgspec
 from xnai.agents.inference.engine.generating import TextModel
 from xnai.agents.inference.engine.loop import Engine
 from xnai.agents.inference.engine.model import Arrival
+from xnai.agents.inference.engine.slices import take_long_slices, take_usual_slices
 from xnai.agents.inference.errors import InferenceError, ModelMissing
 from xnai.agents.inference.frames import (
     Count,
@@ -68,6 +69,7 @@ class Port:
 
 def read(port: Port, engine: Engine) -> None:
     """Hands over what comes in, for ever."""
+    take_usual_slices()
     while True:
         for frame in port.receive():
             at = time.monotonic()
@@ -114,6 +116,7 @@ def main() -> None:
         sys.exit("the first frame says how the engine behaves")
     if setup.nice:
         os.nice(setup.nice)
+    take_long_slices()
     engine = Engine(setup, port.send)
     for frame in first[1:]:
         _hand_over(frame, time.monotonic(), port, engine)

@@ -82,13 +82,14 @@ class Engine:
         pause: float | None = None
         while True:
             self._take(pause)
-            now = self._clock()
-            if now - self._looked >= _LOOK:
-                self._look(now)
-            for arrival in self.models.tend(now):
+            for arrival in self.models.tend(self._clock()):
                 self._accept(arrival)
             pause = self._compute()
             self._flush()
+            if (now := self._clock()) - self._looked >= _LOOK:
+                self._look(now)  # last: whoever comes after a pause does not wait for it
+                self._flush()
+                pause = 0.0
 
     def _flush(self) -> None:
         if self._out:

@@ -133,7 +133,7 @@ class Streams:
         self._touch(self._sequences[opening.seq])
         self._prompts += 1
         self._prompt_tokens += len(prompt)
-        self._hits += keep > 0
+        self._hits += keep > 1  # the first token is everybody's
         self._hit_tokens += keep
         return opening
 
@@ -168,9 +168,12 @@ class Streams:
         evicted: tuple[Evicted, ...] = ()
         seq = self._room()
         if (victim := self._sequences.get(seq)) is not None:
-            if source and (victim, keep) in self._tree.holders(prompt[:-1]):  # as good, and free of cost
-                return self._take(victim, keep)
-            evicted = (self._evict(victim),)
+            tokens = self._worth_saving(victim)
+            held = dict(self._tree.holders(prompt[:-1])).get(victim, 0)
+            if held and held >= keep and (source or tokens is None):  # as good, and free of cost
+                return self._take(victim, held)
+            self.drop(victim.seq)
+            evicted = (Evicted(victim.seq, tokens),)
         self._free.remove(seq)
         if source is None or (source.key and seq in self._copying):
             return Opening(seq=seq, evicted=evicted)
@@ -292,12 +295,16 @@ class Streams:
         return sum(not holder.key for holder in sequence.node.holders if isinstance(holder, _Sequence)) > 1
 
     def _evict(self, victim: _Sequence) -> Evicted:
+        tokens = self._worth_saving(victim)
+        self.drop(victim.seq)
+        return Evicted(victim.seq, tokens)
+
+    def _worth_saving(self, victim: _Sequence) -> Tokens | None:
+        """What it holds, if that has to be saved before it is gone."""
         saved = any(holder.key for holder in victim.node.holders if isinstance(holder, _Sequence))
         elsewhere = saved or self._redundant(victim)
         worth = victim.seq not in self._copying and worth_saving(victim.length, self.costs)
-        tokens = self._tree.tokens(victim) if worth and not elsewhere else None
-        self.drop(victim.seq)
-        return Evicted(victim.seq, tokens)
+        return self._tree.tokens(victim) if worth and not elsewhere else None
 
     def _kept(self) -> Iterator[_Sequence]:
         return (sequence for sequence in self._sequences.values() if sequence.kept)
