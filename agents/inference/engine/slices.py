@@ -1,8 +1,8 @@
 """How long the kernel lets a thread compute in one piece while others wait for the CPU.
 
-Linux (from 6.12 on) gives a CPU to the one whose slice would end soonest. A thread with long slices therefore gives
-way at once to whoever wakes up, and loses nothing of its share: that is what the priority is for. Without that,
-each process on the way of a token to its reader may wait for a tick of the clock, which is up to 4 ms.
+Linux (from 6.12 on) gives a CPU to the one whose slice would end soonest. A thread with long slices therefore
+gives way at once to whoever wakes up, and loses nothing of its share: that is what the priority is for.
+Otherwise each process on the way of a token to its reader may wait for a tick of the clock, up to 4 ms.
 """
 
 from __future__ import annotations
