@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar, overload
 
-from xnai.agents.skills import HARD_CAP, MAX_ATTEMPTS, Backoff, Skill, read_skill
+from xnai.agents.skills import COALESCE, HARD_CAP, MAX_ATTEMPTS, Backoff, Skill, read_skill
 from xnai.protocol.errors import InvalidAgent
 from xnai.protocol.names import check_name
 
@@ -61,6 +61,7 @@ class Agent:
         max_attempts: int = ...,
         backoff: Backoff | None = ...,
         cap: float = ...,
+        coalesce: float = ...,
     ) -> Callable[[Handler], Handler]: ...
     def skill(
         self,
@@ -72,11 +73,14 @@ class Agent:
         max_attempts: int = MAX_ATTEMPTS,
         backoff: Backoff | None = None,
         cap: float = HARD_CAP,
+        coalesce: float = COALESCE,
     ) -> Any:
         """Offer a function as a skill, under its own name or `name`.
 
         Its one parameter (besides a `Context`) is the payload, its return annotation the answer. An
         `async def` runs in the loop, an async generator streams what it yields, a plain `def` gets a thread.
+        What is yielded leaves at once, and is stored together with what follows within `coalesce` seconds: a
+        large value spares the broker, and lets those who only read the log wait.
 
         Raises:
             InvalidAgent: the function cannot be served, or the name is taken.
@@ -91,6 +95,7 @@ class Agent:
                 max_attempts=max_attempts,
                 backoff=backoff,
                 cap=cap,
+                coalesce=coalesce,
             )
             if skill.name in self.skills:
                 raise InvalidAgent(f"Agent {self.name} has a skill {skill.name} already.")

@@ -223,7 +223,7 @@ def _is_canceled() -> bool:
 
 
 async def _stream(run: Run, arguments: dict[str, Any]) -> tuple[Part, ...]:
-    writer = run.writer = ChunkWriter(run.reporter, run.skill.returns, run.skill.whole)
+    writer = run.writer = ChunkWriter(run.reporter, run.skill)
     try:
         # Closed here and now, whatever stops it: what the handler holds is free before the task is settled.
         async with aclosing(run.skill.handler(**arguments)) as values:

@@ -17,6 +17,7 @@ from xnai.protocol.payload import Codec, Whole, codec_of, is_union
 
 HARD_CAP = 900.0
 MAX_ATTEMPTS = 5
+COALESCE = 0.05  # seconds
 _STREAMS = (AsyncIterator, AsyncGenerator, AsyncIterable)
 
 
@@ -45,6 +46,7 @@ class Skill(msgspec.Struct, frozen=True, kw_only=True):
         streams, threaded: whether it yields chunks, and whether it runs in a worker thread.
         max_attempts, backoff: how often to try, and how long to wait in between.
         cap: seconds after which an attempt is stopped whatever it does.
+        coalesce: chunks that are yielded within so many seconds are stored as one event.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Skill(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int = MAX_ATTEMPTS
     backoff: Backoff = Backoff()
     cap: float = HARD_CAP
+    coalesce: float = COALESCE
 
     def arguments(self, payload: Any, context: Context) -> dict[str, Any]:
         """What to call the handler with."""
@@ -82,6 +85,7 @@ def read_skill(
     max_attempts: int = MAX_ATTEMPTS,
     backoff: Backoff | None = None,
     cap: float = HARD_CAP,
+    coalesce: float = COALESCE,
 ) -> Skill:
     """The skill that `handler` is.
 
@@ -91,8 +95,10 @@ def read_skill(
     name = check_name(name or handler.__name__, "skill name")
     if inspect.isgeneratorfunction(handler):
         raise InvalidAgent(f"Skill {name}: a plain generator would block the loop; write async def … yield.")
-    if max_attempts < 1 or cap <= 0:
-        raise InvalidAgent(f"Skill {name}: it needs at least one attempt, and more than 0 s for it.")
+    if max_attempts < 1 or cap <= 0 or coalesce < 0:
+        raise InvalidAgent(
+            f"Skill {name}: it needs an attempt at least, more than 0 s for it, and a coalesce from 0 on."
+        )
     hints = _hints(handler, name)
     payload, context = _parameters(handler, hints, name)
     streams = inspect.isasyncgenfunction(handler)
@@ -113,6 +119,7 @@ def read_skill(
         max_attempts=max_attempts,
         backoff=backoff or Backoff(),
         cap=cap,
+        coalesce=coalesce,
     )
 
 

@@ -8,19 +8,19 @@ import anyio
 import msgspec
 
 from xnai.agents.reporter import Reporter
+from xnai.agents.skills import Skill
 from xnai.protocol.a2a import NO_DATA, Part
 from xnai.protocol.envelope import encode
 from xnai.protocol.errors import InvalidPayload
-from xnai.protocol.payload import BYTES, JSON, Codec, Whole
-
-COALESCE = 0.05  # seconds: yields that come closer together are stored as one event
+from xnai.protocol.payload import BYTES, JSON, Whole
 
 
 class ChunkWriter:
     """Writes the chunks of one attempt, in order, and keeps the whole that may follow them."""
 
-    def __init__(self, reporter: Reporter, codec: Codec[object], whole: Codec[object] | None) -> None:
-        self._reporter, self._codec, self._whole = reporter, codec, whole
+    def __init__(self, reporter: Reporter, skill: Skill) -> None:
+        self._reporter, self._coalesce = reporter, skill.coalesce
+        self._codec, self._whole = skill.returns, skill.whole
         self._parts: list[Part] = []
         self._answer: tuple[Part, ...] | None = None
         self._stored = 0
@@ -34,7 +34,7 @@ class ChunkWriter:
     @property
     def due(self) -> bool:
         """Whether chunks have waited long enough to be stored."""
-        return self._stored < len(self._parts) and time.monotonic() - self._since >= COALESCE
+        return self._stored < len(self._parts) and time.monotonic() - self._since >= self._coalesce
 
     async def write(self, value: object) -> None:
         """Send a chunk, and store it with its neighbours; or keep the whole.

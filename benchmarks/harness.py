@@ -68,7 +68,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     cancels: int = 100
     together: int = 10
     fleet: int = 50
-    answers: int = 40
+    answers: int = 100
     crowds: int = 5
     talks: int = 3
     drops: int = 50

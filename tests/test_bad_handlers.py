@@ -488,6 +488,8 @@ def test_an_agent_that_cannot_be_is_refused_where_it_is_declared() -> None:
         agent.skill(max_attempts=0)(work)
     with pytest.raises(InvalidAgent):
         agent.skill(cap=0)(work)
+    with pytest.raises(InvalidAgent, match="coalesce"):
+        agent.skill(coalesce=-1)(work)
     with pytest.raises(InvalidName):
         agent.skill(name="a.b")(work)
     agent.skill(work)

@@ -153,6 +153,26 @@ async def test_many_chunks_arrive_once_each_in_few_stored_events() -> None:
             assert len(events) < 300
 
 
+async def test_chunks_are_heard_at_once_and_stored_together_for_as_long_as_the_skill_says() -> None:
+    stepper = Agent("stepper")
+    heard = [anyio.Event() for _ in range(3)]
+
+    @stepper.skill(coalesce=3600)
+    async def run() -> AsyncIterator[int]:
+        for i, event in enumerate(heard):
+            yield i
+            await event.wait()
+            await anyio.sleep(0.15)  # the worker looks for what is to be stored ten times a second
+
+    with anyio.fail_after(10):
+        async with running(stepper) as bus:
+            async with aclosing(bus.stream("stepper.run", None, int, id="t")) as chunks:
+                async for chunk in chunks:
+                    heard[chunk].set()
+            kinds = [event.kind async for event in bus.subscribe("t")]
+            assert [kind for kind in kinds if kind in ("artifact", "outcome")] == ["artifact", "outcome"]
+
+
 async def test_the_stored_events_hold_every_chunk_once(server: Server) -> None:
     with anyio.fail_after(10):
         async with running(maths) as bus:

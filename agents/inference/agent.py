@@ -49,6 +49,7 @@ from xnai.protocol import InvalidPayload, InvalidSettings
 __all__ = ["InferenceSettings", "ModelSettings", "agent", "configure"]
 
 _LONGEST_ANSWER = 3600.0  # seconds
+_COALESCE = 0.25  # seconds of text in a stored event: storing costs cores that compute
 _DECIMALS = 7  # of a vector's numbers: what float32 holds of them, in half of the bytes
 _TEXTS = 256  # that are asked for in one frame
 
@@ -157,7 +158,7 @@ async def _open_store(settings: InferenceSettings) -> AsyncIterator[Store | None
             yield store
 
 
-@agent.skill(tags=["model"], cap=_LONGEST_ANSWER)
+@agent.skill(tags=["model"], cap=_LONGEST_ANSWER, coalesce=_COALESCE)
 async def generate(request: GenerateRequest, ctx: Context) -> AsyncIterator[str | Whole[Answer]]:
     """Text by a model, as it is computed, and at last all that is to be said of it."""
     service: Service = ctx.state

@@ -59,6 +59,7 @@ class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
         queue, queue_tokens: requests that may wait, and tokens of their prompts.
         aging: seconds of waiting that lift a request by a lane.
         lead: tokens of advantage that a cached prefix may give a sender over others.
+        overtaking: seconds of waiting after which it gives none over a request any more.
         nice: added to the priority of the process, 0 to 19.
         folder: where what was measured, and states of sequences, are remembered; "" for nowhere.
         saved_memory, saved_disk: bytes for what evicted sequences held, restored where that is cheaper than
@@ -75,6 +76,7 @@ class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
     queue_tokens: int = 262_144
     aging: float = 20.0
     lead: int = 1024
+    overtaking: float = 5.0
     nice: int = 0
     folder: str = ""
     saved_memory: int = 0

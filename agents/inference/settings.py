@@ -48,6 +48,7 @@ class InferenceSettings(AgentSettings):
         queue, queue_tokens: requests that may wait, and tokens of their prompts; beyond is refused as busy.
         aging: seconds of waiting that lift a request by a lane.
         lead: tokens of advantage that a prompt which begins as an earlier one may have over other senders.
+        overtaking: seconds of waiting after which no such advantage gets past a request any more.
         weights: of senders: one of weight 2 may use twice as many tokens as others; 1 unless named.
         nice: added to the priority of the engine's process, 0 to 19.
         cache: seconds for which an answer is given again to the same request; 0 for never.
@@ -72,6 +73,7 @@ class InferenceSettings(AgentSettings):
     queue_tokens: Positive = 262_144
     aging: Weight = 20.0
     lead: Count = 1024
+    overtaking: Seconds = 5.0
     weights: Table[Weight]
     nice: Count = 0
     cache: Seconds = 600.0
@@ -101,6 +103,7 @@ def setup_frame(settings: InferenceSettings) -> Setup:
         queue_tokens=settings.queue_tokens,
         aging=settings.aging,
         lead=settings.lead,
+        overtaking=settings.overtaking,
         nice=settings.nice,
         folder=str(configure.folder / "inference") if configure.folder else "",
         saved_memory=settings.saved_memory << 20,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xnai.agents.inference.engine.rules import Matcher
 
 _PART = 128  # tokens of a prompt that are computed at once, about
-_STREAMS = 8  # whose text is gathered no longer than asked for
+_STREAMS = 4  # whose text is gathered no longer than asked for
 _TOLD = 0.25  # seconds between two words on who stands where in the queue
 
 

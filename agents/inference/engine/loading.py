@@ -223,6 +223,7 @@ class Opener:
             gap=setup.gap,
             aging=setup.aging,
             lead=setup.lead,
+            overtaking=setup.overtaking,
             queue=setup.queue,
             queue_tokens=setup.queue_tokens,
         )
