@@ -163,11 +163,11 @@ def _gap(job: Job, limits: Limits) -> float:
 
 
 def _rank(job: Job, now: float, limits: Limits) -> tuple[int, float, int]:
-    """Whose prompt is read first: by lane and what is left of it, unless it was passed over for long."""
+    """Whose prompt is read first: by lane and time in the slot, unless it was passed over for long."""
     if now - max(job.served, job.since) > limits.aging:
         return URGENT - 1, job.since, job.id
     lane = min(job.lane, URGENT + 1) if now - job.since > limits.aging else job.lane
-    return lane, job.todo, job.id
+    return lane, job.since, job.id
 
 
 def _chunks(
