@@ -330,7 +330,7 @@ def test_a_model_without_its_tokenizer_is_refused(cache: Path, tmp_path: Path) -
         WordPieces(lonely)
     tokenizer_path(lonely).write_text("{}")
     with pytest.raises(ModelInvalid, match="tokenizer"):
-        WordPieces(lonely)
+        WordPieces(lonely).open()
 
 
 def test_a_model_is_refused_for_what_it_does_not_do(model: Embedder, cache: Path, tmp_path: Path) -> None:

@@ -227,6 +227,14 @@ def test_what_makes_room_leaves_what_it_shares_unless_it_has_to_be_saved() -> No
         assert (opening.keep, len(opening.evicted)) == (keep, keep == 0)
 
 
+def test_a_private_request_uses_nothing_of_what_makes_room_for_it() -> None:
+    streams = Streams(1, costs=Costs(prefill=0.001, copy=0.02, save=1.0, restore=1.0))
+    asked(streams, text(1))
+    opening = streams.open(text(1), cache=False)
+    assert opening is not None
+    assert (opening.keep, len(opening.evicted)) == (0, 1)
+
+
 def test_a_beginning_is_copied_from_a_running_sequence() -> None:
     streams = Streams(2)
     first = opened(streams, text(0))

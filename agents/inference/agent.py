@@ -23,6 +23,7 @@ from xnai.agents.inference.computing import Answers
 from xnai.agents.inference.engine_client import Engine, open_engine
 from xnai.agents.inference.errors import InferenceError
 from xnai.agents.inference.frames import Count, Embed, Open, Vectors
+from xnai.agents.inference.memory import give_back
 from xnai.agents.inference.minilm import default_cache, prepare_minilm
 from xnai.agents.inference.requests import (
     MINILM,
@@ -111,7 +112,7 @@ async def hold_models() -> AsyncIterator[Service]:
     """The first models are opened before the first task: a damaged file is an error of the start."""
     settings = configure.settings
     embedding = await anyio.to_thread.run_sync(_embedding_frame, settings)
-    pieces = await anyio.to_thread.run_sync(WordPieces, Path(embedding.path))
+    pieces = await anyio.to_thread.run_sync(_word_pieces, settings, Path(embedding.path))
     texts = {
         name: open_frame(name, model, later=number > 0)
         for number, (name, model) in enumerate(settings.all_models().items())
@@ -126,6 +127,7 @@ async def hold_models() -> AsyncIterator[Service]:
         answers = Answers(engine, AnswerCache(store) if store else None, tasks)
         service = Service(engine, catalogue, pieces, answers, weights=settings.weights)
         tasks.start_soon(service.waiting.run)
+        give_back()
         yield service
 
 
@@ -136,6 +138,13 @@ def _embedding_frame(settings: InferenceSettings) -> Open:
         path = configure.path(settings.embedding_model)
         name = path.stem
     return Open(name, str(path), embeds=True, context=LONGEST)
+
+
+def _word_pieces(settings: InferenceSettings, path: Path) -> WordPieces:
+    pieces = WordPieces(path)
+    if settings.embedding_model is not None:
+        pieces.open()  # a damaged file is an error of the start; that of the default is our own
+    return pieces
 
 
 @asynccontextmanager

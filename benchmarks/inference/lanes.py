@@ -20,7 +20,7 @@ from xnai.agents.inference.requests import InferenceStatus
 BOUND = 0.1  # seconds; the agent's own default
 STREAMS, SENDERS, GREED = 16, 10, 50
 _ENDLESS = 1_000_000  # tokens: an answer ends with the context
-_URGENT = 3  # requests in a round
+_URGENT = 9  # requests in a round
 _LONG = 3_050  # words, which are 4,000 tokens
 _LOOK_EVERY = 0.005
 _PATIENCE = 60.0

@@ -51,6 +51,8 @@ class Ours:
                     made, speed = chunk.tokens_out, chunk.speed
                 else:
                     times.append(time.perf_counter())
+        if not times:  # one token may be no character
+            times.append(time.perf_counter())
         return Trace(began=began, times=tuple(times), tokens=made, speed=speed)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import threading
 from collections import Counter
@@ -41,7 +40,7 @@ from xnai.agents.inference.frames import (
     Unloaded,
 )
 from xnai.agents.inference.gguf_file import GgufInfo, read_gguf
-from xnai.agents.inference.memory import available, usual_reserve
+from xnai.agents.inference.memory import available, give_back, usual_reserve
 from xnai.protocol.errors import XnaiError
 
 _SEQUENCES = 4  # for which room is made where it is not known how many pay
@@ -287,6 +286,7 @@ class Models:
             bounds = Bounds(room, self.level, alone)
             found.loaded = self.opener.load(found.wanted, found.info, weights, bounds)
             found.loaded.resources.push(resources.pop_all())
+        give_back()
         with self.reading:
             if self._spare and self._spare[0] == found.wanted.name:
                 self._drop_spare()
@@ -299,7 +299,7 @@ class Models:
                 found.loaded = None
                 self._retire(loaded)
                 loaded.close()
-            gc.collect()  # ctypes leaves cycles, which hold buffers
+            give_back()
             self._emit(Unloaded(name))
 
     def _retire(self, loaded: Loaded) -> None:

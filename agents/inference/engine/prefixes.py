@@ -123,7 +123,7 @@ class Streams:
         source, keep = self._source(prompt) if cache else (None, 0)
         opening = self._take(source, keep) if source and self._goes_on(source, keep) else None
         if opening is None:
-            opening = self._place(prompt, source, keep)
+            opening = self._place(prompt, source, keep, cache=cache)
             keep = opening.keep
         if not cache:
             self._sequences[opening.seq] = _Sequence(seq=opening.seq, private=True)
@@ -163,14 +163,14 @@ class Streams:
         source.kept = False
         return Opening(seq=source.seq, keep=keep)
 
-    def _place(self, prompt: Tokens, source: _Sequence | None, keep: int) -> Opening:
+    def _place(self, prompt: Tokens, source: _Sequence | None, keep: int, *, cache: bool) -> Opening:
         """A sequence that is free, or made free, and how the beginning gets there."""
         evicted: tuple[Evicted, ...] = ()
         seq = self._room()
         if (victim := self._sequences.get(seq)) is not None:
             tokens = self._worth_saving(victim)
             held = dict(self._tree.holders(prompt[:-1])).get(victim, 0)
-            if held and held >= keep and (source or tokens is None):  # as good, and free of cost
+            if cache and held and held >= keep and (source or tokens is None):  # as good, and free of cost
                 return self._take(victim, held)
             self.drop(victim.seq)
             evicted = (Evicted(victim.seq, tokens),)
