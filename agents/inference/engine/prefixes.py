@@ -168,12 +168,10 @@ class Streams:
         evicted: tuple[Evicted, ...] = ()
         seq = self._room()
         if (victim := self._sequences.get(seq)) is not None:
-            tokens = self._worth_saving(victim)
-            held = dict(self._tree.holders(prompt[:-1])).get(victim, 0)
-            if cache and held and held >= keep and (source or tokens is None):  # as good, and free of cost
-                return self._take(victim, held)
-            self.drop(victim.seq)
-            evicted = (Evicted(victim.seq, tokens),)
+            held = dict(self._tree.holders(prompt[:-1])).get(victim, 0) if cache else 0
+            if held and held >= keep and (source or self._worth_saving(victim) is None):
+                return self._take(victim, held)  # as good, and free of cost
+            evicted = (self._evict(victim),)
         self._free.remove(seq)
         if source is None or (source.key and seq in self._copying):
             return Opening(seq=seq, evicted=evicted)

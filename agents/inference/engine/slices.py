@@ -19,7 +19,9 @@ _log = logging.getLogger(__name__)
 LONGEST = 100_000_000
 """Nanoseconds that Linux takes for a slice."""
 
-_SET, _GET = {"x86_64": (314, 315)}.get(platform.machine(), (274, 275))  # sched_setattr and sched_getattr
+_NUMBERS = {"x86_64": (314, 315), "aarch64": (274, 275), "riscv64": (274, 275)}
+_SET, _GET = _NUMBERS.get(platform.machine(), (0, 0))  # of sched_setattr and sched_getattr
+_KNOWN = sys.platform == "linux" and sys.maxsize > 1 << 32 and _SET
 _ATTRIBUTES = struct.Struct("IIQiIQQQ")  # size, policy, flags, nice, priority, runtime, deadline, period
 
 
@@ -36,13 +38,13 @@ def take_usual_slices() -> None:
 def slice_of(thread: int = 0) -> int:
     """The nanoseconds of a thread's slice; 0 where the kernel, which is Linux, does not say."""
     held = ctypes.create_string_buffer(_ATTRIBUTES.size)
-    if _call(_GET, thread, held, _ATTRIBUTES.size, 0):
+    if not _KNOWN or _call(_GET, thread, held, _ATTRIBUTES.size, 0):
         return 0
     return int(_ATTRIBUTES.unpack(held.raw)[5])
 
 
 def _take(nanoseconds: int) -> None:
-    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    if not _KNOWN or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return  # whoever chose another policy meant it
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     asked = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, nanoseconds, 0, 0)
