@@ -242,6 +242,11 @@ class Recording:
         """The attempts that were started, in the order in which they were heard of."""
         return [record.attempt for record in self.records if isinstance(record, Started) and record.id == id]
 
+    async def until_empty(self) -> None:
+        """Return once no task is in the queue."""
+        while await self.queued():
+            await anyio.sleep(0.02)
+
     async def queued(self) -> int:
         """How many tasks wait in the queue or are in the hands of a worker."""
         info = await self.bus.api.stream_info(subjects.task_stream(self._agent))
