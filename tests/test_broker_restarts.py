@@ -40,8 +40,8 @@ async def restart(server: Server) -> None:
 async def finish(run: Recording, *workers: Program, acknowledged: bool = True) -> None:
     """What holds behind every restart: everybody was told the one outcome, and nothing is left over.
 
-    An acknowledgement that was on its way when the broker died is lost, and the next worker repeats it. That of
-    a task which the broker does not know any more to have handed out is lost too: it hands it out again.
+    An acknowledgement that was on its way when the broker died is lost, and the next worker repeats it. That
+    of a task which the broker no longer knows to have handed out is lost too: it hands it out again.
     """
     await run.until_returned(CALLER)
     await run.until_followed()
