@@ -42,7 +42,6 @@ from xnai.registry import LazyRegistry, read_instances
 log = logging.getLogger(__name__)
 DRAIN_TIMEOUT = 10.0
 _TICK = 0.1
-_FRESH = 1.0  # seconds: a task that waited less, and was delivered once, has no past
 _WORKING_AFTER = 1.0
 _STUCK_AFTER = 2.0  # seconds that a stopped handler has to end
 _REMEMBERED_CANCELS = 1_000
@@ -183,7 +182,7 @@ class Worker:
             return
         if self.leaving:
             self._return(delivery)
-        elif delivery.is_new and time.time() - delivery.stored_at < _FRESH:
+        elif delivery.fresh:
             self._offer(delivery, FRESH)
         else:
             self._unsure.append(delivery)

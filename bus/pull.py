@@ -34,6 +34,7 @@ _HEARTBEAT = 5.0
 _BURST = 1.0  # seconds that the rest of the credit waits where work came last
 _SILENCE = 2.5 * _HEARTBEAT  # an open pull of which nothing is heard for so long is lost
 _HEAL_AGAIN = 1.0
+_FRESH = 1.0  # seconds: a task that waited less, and was delivered once, has no past
 _encode = msgspec.json.encode
 
 
@@ -66,14 +67,14 @@ class Delivery:
         return int(self._tokens[7]) / NANOSECONDS
 
     @property
-    def is_new(self) -> bool:
-        """Whether nobody had this task before, as far as the broker and our link to it can tell.
+    def fresh(self) -> bool:
+        """Whether nobody had this task before, as far as can be told: it waited less than a second.
 
         A broker that was killed may not know any more what it handed out just before, and a consumer that is
-        made again knows nothing. So what was stored before our pulls began anew counts as handed out.
+        made again knows nothing. So what was stored before our pulls were lost counts as handed out.
         """
         age = time.time() - self.stored_at
-        return self.count == 1 and 0 <= age < time.monotonic() - self.lane.since
+        return self.count == 1 and 0 <= age < min(_FRESH, time.monotonic() - self.lane.since)
 
     def ack(self) -> None:
         """The task has its outcome: take it out of the queue."""

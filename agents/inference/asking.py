@@ -19,10 +19,10 @@ from xnai.protocol.envelope import Envelope
 from xnai.protocol.errors import InvalidPayload
 
 LANES: dict[str, Lane] = {"urgent": 0, "normal": 1, "background": 2}
-_SEEDS = (1 << 32) - 1  # one less than there are: llama.cpp takes the last to mean "any seed"
 MOST_STOPS, LONGEST_STOPS = 64, 4_096
 """Stop strings of a request, and characters of all of them together."""
 
+_SEEDS = (1 << 32) - 1  # one less than there are: llama.cpp takes the last to mean "any seed"
 _MARGIN, _SHARE = 0.5, 0.1  # seconds, and of what is left: what the outcome takes once the engine has ended
 
 

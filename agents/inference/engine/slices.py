@@ -21,7 +21,7 @@ LONGEST = 100_000_000
 
 _NUMBERS = {"x86_64": (314, 315), "aarch64": (274, 275), "riscv64": (274, 275)}
 _SET, _GET = _NUMBERS.get(platform.machine(), (0, 0))  # of sched_setattr and sched_getattr
-_KNOWN = sys.platform == "linux" and sys.maxsize > 1 << 32 and _SET
+_KNOWN = sys.platform == "linux" and sys.maxsize > 1 << 32 and bool(_SET)
 _ATTRIBUTES = struct.Struct("IIQiIQQQ")  # size, policy, flags, nice, priority, runtime, deadline, period
 
 
