@@ -213,8 +213,8 @@ class InferenceStatus(msgspec.Struct, frozen=True, kw_only=True):
         slots: sequences that may compute now. threads: in use now.
         prefill, decode: tokens a second, measured lately; 0 for not yet.
         answered, refused: requests since the start. generated: tokens of answers since then.
-        prompts, prompt_hits, prompt_tokens, hit_tokens: prompts since then, those of which more than a token was in
-            the cache, and their tokens.
+        prompts, prompt_hits, prompt_tokens, hit_tokens: prompts since then, those that found more than a
+            token in the cache, and their tokens.
         shared, reused: answers that another request in flight, or an earlier one, had computed already.
         memory: bytes that the engine holds. restarts: of the engine.
         load: the share of the last seconds in which the engine computed, 0 to 1.
