@@ -76,6 +76,25 @@ def test_a_seed_gives_the_same_text_alone_and_beside_others(talker: EngineProces
     assert talker.say("the", 24, sampling=Sampling(temperature=1.5, seed=12), cache=False) != alone
 
 
+def test_conversations_that_move_between_sequences_say_what_each_says_alone(talker: EngineProcess) -> None:
+    turns = [[f"{prompt}{' and the' * turn}" for turn in range(3)] for prompt in PROMPTS]
+    length = {text: 16 + len(text) for texts in turns for text in texts}
+    alone = {text: talker.say(text, length[text], cache=False) for text in length}
+    asked = {talker.begin(texts[0], length[texts[0]]): texts for texts in turns}
+    said = dict.fromkeys(length, "")
+    while asked:
+        frame = talker.receive(lambda frame: isinstance(frame, Text | Done))
+        assert isinstance(frame, Text | Done)
+        now, *later = asked[frame.id]
+        if isinstance(frame, Text):
+            said[now] += frame.text
+            continue
+        del asked[frame.id]
+        if later:
+            asked[talker.begin(later[0], length[later[0]])] = later
+    assert said == alone
+
+
 def test_more_requests_than_sequences_are_all_answered(talker: EngineProcess) -> None:
     found = talker.until([talker.begin(f"the {number}", 8) for number in range(30)])
     assert all(end_of(frames).finish in ("stop", "length") for frames in found.values())

@@ -86,9 +86,10 @@ prompts = st.lists(st.integers(0, len(TEXTS) - 1), min_size=1, max_size=4).map(p
 @given(
     waves=st.lists(st.lists(st.tuples(prompts, st.booleans()), min_size=1, max_size=SEQUENCES), max_size=8),
     prefill=st.sampled_from([1.0, 1e-5, 1e-9]),
+    worth=st.sampled_from([0.0, 1.0]),
 )
 def test_a_prompt_goes_on_from_what_is_held_as_if_it_were_computed_anew(
-    contexts: tuple[Context, Context], waves: list[list[tuple[Tokens, bool]]], prefill: float
+    contexts: tuple[Context, Context], waves: list[list[tuple[Tokens, bool]]], prefill: float, worth: float
 ) -> None:
     engine = Engine(contexts, prefill=prefill)
     for wave in waves:
@@ -99,6 +100,8 @@ def test_a_prompt_goes_on_from_what_is_held_as_if_it_were_computed_anew(
                 running.append((sequence, prompt))
             else:
                 engine.sequences.keep(sequence, pin=False)  # canceled
+        moved = engine.sequences.bring_together({sequence for sequence, _ in running}, worth)
+        running = [(moved.get(sequence, sequence), prompt) for sequence, prompt in running]
         for sequence, prompt in running:
             engine.check(sequence, prompt)
         for sequence, _ in running:

@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     assert fits(plan, plan.total) is None
     assert fits(plan, plan.total + 10, reserve=11) is not None
     assert fits(plan, 4 << 30, reserve=800 * MIB) == (
-        "needs 8.4 GiB: weights 4.1, 8 x 4,096 tokens x 128 KiB = 4.0, buffers 0.3; 4.0 are free, "
+        "needs 8.2 GiB: weights 4.1, 8 x 4,096 tokens x 128 KiB = 4.0, buffers 0.2; 4.0 are free, "
         "less a reserve of 0.8"
     )
 

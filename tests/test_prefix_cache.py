@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from xnai.agents.inference.engine.neighbours import groups
 from xnai.agents.inference.engine.prefixes import Costs, Evicted, Opening, Streams, worth_saving
 from xnai.agents.inference.engine.radix import Tokens
 
@@ -27,11 +28,13 @@ def shared(one: list[int], other: list[int]) -> int:
 class Plain(RuleBasedStateMachine):
     """Does to dictionaries of lists what the bookkeeping decides, as the engine does to the KV cache."""
 
-    @initialize(count=st.integers(1, 6), pins=st.integers(0, 3), copy=st.sampled_from([0.0, 3.0]))
-    def begin(self, count: int, pins: int, copy: float) -> None:
+    @initialize(
+        count=st.integers(1, 6), pins=st.integers(0, 3), copy=st.sampled_from([0.0, 3.0]), spare=st.booleans()
+    )
+    def begin(self, count: int, pins: int, copy: float, spare: bool) -> None:
         costs = Costs(prefill=1.0, copy=copy, save=0.0, restore=0.1)
-        self.streams = Streams(count, pins=pins, costs=costs)
-        self.count, self.pins, self.most = count, pins, count
+        self.streams = Streams(count, pins=pins, costs=costs, spare=spare)
+        self.count, self.pins, self.most, self.spare = count, pins, count, spare
         self.running: dict[int, list[int]] = {}
         self.private: dict[int, list[int]] = {}
         self.kept: dict[int, list[int]] = {}
@@ -103,6 +106,18 @@ class Plain(RuleBasedStateMachine):
         self.kept[seq] = self.running.pop(seq)
         for gone in self.streams.keep(seq, pin=pin):
             self.clear(gone)
+        taken = len(self.running) + len(self.private) + len(self.kept)
+        assert not self.spare or taken < self.count
+
+    @rule(most=st.integers(0, 8))
+    def bring_together(self, most: int) -> None:
+        copies = self.streams.bring_together({*self.running, *self.private}, most)
+        assert len(copies) <= most
+        for source, target in copies:
+            assert target not in (self.running | self.private | self.kept)
+            place = next(each for each in (self.running, self.private, self.kept) if source in each)
+            place[target] = place.pop(source)
+        assert not copies or groups([*self.running, *self.private]) == 1
 
     @precondition(lambda self: self.private)
     @rule()

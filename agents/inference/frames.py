@@ -76,7 +76,7 @@ class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
     queue_tokens: int = 262_144
     aging: float = 20.0
     lead: int = 1024
-    overtaking: float = 5.0
+    overtaking: float = 10.0
     nice: int = 0
     folder: str = ""
     saved_memory: int = 0

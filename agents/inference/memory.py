@@ -53,22 +53,32 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
         return self.weights + self.kv + self.compute
 
 
+def micro_batch(*, flash: bool) -> int:
+    """The tokens that the engine has llama.cpp compute at once.
+
+    Without flash attention each of them is compared with all that the longest of them sees, needed or not.
+    """
+    return 512 if flash else 256
+
+
 def plan_memory(
     info: GgufInfo,
     context: int,
     sequences: int = 1,
     *,
     kv_type: str = "f16",
-    batch: int = 512,
+    batch: int | None = None,
     flash: bool = False,
 ) -> MemoryPlan:
     """What this model takes with so many sequences of `context` tokens each.
 
-    `batch` is the tokens of one micro-batch (`n_ubatch`), `flash` whether flash attention is on.
+    `batch` is the tokens of one micro-batch (`n_ubatch`), by default the engine's; `flash` whether flash
+    attention is on.
 
     Raises:
         InvalidArgument: a number is below 1, or the KV type is none that is known.
     """
+    batch = micro_batch(flash=flash) if batch is None else batch
     if min(context, sequences, batch) < 1:
         raise InvalidArgument("A context, a number of sequences and a batch are at least 1.")
     if kv_type not in KV_TYPES:

@@ -19,7 +19,8 @@ class ModelSettings(AgentSettings):
         path: a GGUF that generates text.
         context: the most tokens of a prompt and its answer together.
         slots: requests that compute at the same time; "auto" measures how many pay.
-        kept: further sequences of the KV cache, which hold prompts for requests that begin alike.
+        kept: further sequences of the KV cache, which hold prompts for requests that begin alike; one of them
+            stays free where several requests compute at the same time.
         mode: "fast" computes with flash attention and in large batches; "exact" without, so that an answer
             hardly depends on who else is answered.
     """
@@ -73,7 +74,7 @@ class InferenceSettings(AgentSettings):
     queue_tokens: Positive = 262_144
     aging: Weight = 20.0
     lead: Count = 1024
-    overtaking: Seconds = 5.0
+    overtaking: Seconds = 10.0
     weights: Table[Weight]
     nice: Count = 0
     cache: Seconds = 600.0

@@ -113,12 +113,12 @@ async def inference_sixteen_callers_fast(size: Size) -> Figure:
 async def _six_agents(size: Size) -> Rounds:
     medium, threads, slots = model(size.shape), physical_cores(), 4
     async with (
-        ours(medium, context=_LONG_CONTEXT, threads=threads, slots=slots) as stack,
+        ours(medium, context=_LONG_CONTEXT, threads=threads, slots=slots, gap=_GAP) as stack,
         stack.caller() as our,
         llama_server(medium, slots=slots, context=_LONG_CONTEXT, threads=threads) as server,
     ):
         targets: dict[str, Target] = {"ours": our, "server": server}
-        return await compared(targets, partial(_talks, callers=AGENTS, turns=6), size.talks)
+        return await compared(targets, partial(_talks, callers=AGENTS, turns=6), 2 * size.talks + 1)
 
 
 async def _agents(size: Size, name: str, metric: Callable[[Sequence[Trace]], float], *, bar: float) -> Figure:

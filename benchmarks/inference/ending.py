@@ -16,10 +16,10 @@ from benchmarks.inference.shapes import model
 from benchmarks.inference.workloads import Words
 from xnai.agents.inference.cores import physical_cores
 from xnai.agents.inference.frames import Setup
+from xnai.agents.inference.memory import micro_batch
 
-MICRO_BATCH = 512  # tokens
 _ENDLESS = 1_000
-_LONG = 900  # words, which are more than two micro-batches
+_LONG = 900  # words, which are some micro-batches
 _GROUPS = 2
 _SHARE = 0.99
 Drop = Callable[[Engine, Words], Awaitable[float]]
@@ -41,7 +41,7 @@ async def inference_cancel_decode(size: Size) -> Figure:
 
 
 async def inference_cancel_prefill(size: Size) -> Figure:
-    """The same while its prompt is computed. The floor: one micro-batch, which is 512 tokens."""
+    """The same while its prompt is computed. The floor: one micro-batch."""
 
     async def drop(driver: Engine, words: Words) -> float:
         answering = await driver.begin(words.text(_LONG), 1)
@@ -109,4 +109,4 @@ async def _micro_batch(driver: Engine, words: Words) -> float:
     """Milliseconds of one."""
     answering = await driver.begin(words.text(_LONG), 1)
     done = await answering.end()
-    return float(done.first * 1e3 * MICRO_BATCH / done.tokens_in)
+    return float(done.first * 1e3 * micro_batch(flash=False) / done.tokens_in)

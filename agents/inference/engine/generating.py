@@ -11,6 +11,7 @@ from xnai.agents.inference.engine.batches import Batch, Tokens
 from xnai.agents.inference.engine.drafts import Costs, Drafts
 from xnai.agents.inference.engine.jobs import Jobs, Ledger, Limits, Phase, job_of
 from xnai.agents.inference.engine.llama import Context
+from xnai.agents.inference.engine.neighbours import groups
 from xnai.agents.inference.engine.sampling import logprob_of, sampler_of
 from xnai.agents.inference.engine.scheduling import Plan, batch_rows, plan
 from xnai.agents.inference.engine.sequences import Sequences
@@ -77,6 +78,7 @@ class TextModel:
         self._batch = Batch(limits.batch)
         self._costs = Costs()
         self._stale = False
+        self._wasted = 0.0  # seconds, since those that run were last neighbours
         self._told = 0.0
         self._places: dict[int, int] = {}
 
@@ -130,6 +132,8 @@ class TextModel:
         self._obey(chosen, began)
         if chosen.start:  # what was cached of their prompts could not all be used, perhaps
             chosen.rows = batch_rows(self.jobs.running, self.speeds, began, self.limits)
+        if len(self.jobs.running) > 1:
+            self._bring_together()
         rows = list(self._fill(chosen.rows))
         self._tell(began)
         if not rows:
@@ -189,6 +193,19 @@ class TextModel:
             victim.give_up_sequence()
         return opening
 
+    def _bring_together(self) -> None:
+        """Makes neighbours of those that run, once it has cost as much that they are none."""
+        computing = {self.requests[job.id].sequence for job in self.jobs.running}
+        count, goes = len(computing), groups(computing)
+        if goes == 1:
+            self._wasted = 0.0
+            return
+        self._wasted += self.speeds.decode(count, goes) - self.speeds.decode(count)
+        if moved := self.streams.bring_together(computing, self._wasted):
+            self._wasted = 0.0
+            for request in self.requests.values():
+                request.sequence = moved.get(request.sequence, request.sequence)
+
     def _fill(self, rows: Sequence[tuple[int, int]]) -> Iterator[Row]:
         """The batch."""
         batch = self._batch
@@ -206,14 +223,14 @@ class TextModel:
                 yield Row(request, 1 + len(guess), row, guess)
 
     def _in_order(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Answering, int]]:
-        """Answers before prompts, and neighbours beside each other: llama.cpp computes those together."""
+        """Neighbours beside each other: llama.cpp computes those together."""
         found = [
             (self.requests[id], planned)
             for id, planned in rows
             if id in self.requests and self.requests[id].job.phase is Phase.RUNNING
         ]
         if len(found) > 1:
-            found.sort(key=lambda row: (row[0].job.todo > 0, row[0].sequence))
+            found.sort(key=lambda row: row[0].sequence)
         return found
 
     def _guess(self, request: Answering) -> Sequence[int]:
@@ -290,8 +307,10 @@ class TextModel:
         filling = [row for row in rows if row.request.job.todo]
         decodes, prefill = len(rows) - len(filling), sum(row.tokens for row in filling)
         depth = max((row.request.held for row in filling), default=0)
-        self.speeds.observe(decodes=decodes, prefill=prefill, depth=depth, took=took)
-        self.expected += self.usual.decode(decodes) + self.usual.prefill(prefill, depth)
+        computed = {row.request.sequence for row in rows}
+        goes = sum(row.request.sequence - 1 not in computed for row in rows if row not in filling) or 1
+        self.speeds.observe(decodes, prefill, depth, took, groups=goes)
+        self.expected += self.usual.decode(decodes, goes) + self.usual.prefill(prefill, depth)
         self.took += took
 
     # Speaking

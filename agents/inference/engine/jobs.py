@@ -47,7 +47,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     alone: float = 0.2
     least: int = 4
     lead: float = 1024.0
-    overtaking: float = 5.0
+    overtaking: float = 10.0
     aging: float = 20.0
     share: int = 8
     queue: int = 256

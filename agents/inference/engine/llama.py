@@ -22,6 +22,7 @@ from xnai.agents.inference.engine.batches import Batch, Tokens
 from xnai.agents.inference.engine.bindings import lib
 from xnai.agents.inference.errors import InferenceError, ModelInvalid
 from xnai.agents.inference.gguf_file import read_gguf
+from xnai.agents.inference.memory import micro_batch
 
 _INFO, _WARN, _ERROR = 2, 3, 4  # levels in ggml.h, which the bindings do not name
 _BUFFER = re.compile(r"(KV|RS|compute|output|\S+ model) buffer size = +([0-9.]+) MiB")
@@ -313,6 +314,7 @@ def open_context(
     limit = min(context, weights.learned or context)
     settings = _settings(threads, batch)
     settings.n_ctx, settings.n_seq_max, settings.kv_unified = limit * sequences, sequences, False
+    settings.n_ubatch = min(batch, micro_batch(flash=fast))
     settings.flash_attn_type = (
         lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if fast else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     )

@@ -230,7 +230,12 @@ class Opener:
         found.size, found.sized = size, self._clock()
         found.model = TextModel(
             context,
-            Sequences(context, self._saved(found), token_bytes=plan_memory(found.info, 1, 1).kv_per_token),
+            Sequences(
+                context,
+                self._saved(found),
+                token_bytes=plan_memory(found.info, 1, 1).kv_per_token,
+                spare=min(size) > 0 and size[0] > 1,
+            ),
             limits=limits,
             ledger=self._ledger,
             speeds=speeds,
@@ -271,7 +276,7 @@ def planned(wanted: Open, info: GgufInfo, sequences: int = 1) -> MemoryPlan:
     if wanted.embeds:
         return plan_memory(info, min(TOKENS, info.context or TOKENS), flash=True)
     context = min(wanted.context, info.context or wanted.context)
-    return plan_memory(info, context, sequences, batch=_BATCH, flash=wanted.fast)
+    return plan_memory(info, context, sequences, flash=wanted.fast)
 
 
 def fitted(wanted: Open, info: GgufInfo, size: tuple[int, int], *, room: int) -> tuple[int, int]:

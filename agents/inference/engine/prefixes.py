@@ -10,10 +10,11 @@ saved states are known too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import msgspec
 
+from xnai.agents.inference.engine.neighbours import copies_together
 from xnai.agents.inference.engine.radix import Holder, Tokens, Tree
 
 _NEARLY = (
@@ -88,9 +89,15 @@ class Streams:
         costs: as measured lately, for the choice between copying, restoring and computing.
     """
 
-    def __init__(self, count: int, *, pins: int | None = None, costs: Costs | None = None) -> None:
-        """`pins` bounds how many kept sequences may be pinned, by default a quarter of all."""
+    def __init__(
+        self, count: int, *, pins: int | None = None, costs: Costs | None = None, spare: bool = False
+    ) -> None:
+        """`pins` bounds how many kept sequences may be pinned, by default a quarter of all.
+
+        With `spare`, what is kept leaves one sequence free, so that others can be moved.
+        """
         self.costs = costs or Costs()
+        self._spare = spare
         self._count, self._pins, self._most = count, count // 4 if pins is None else pins, count
         self._tree = Tree()
         self._free = set(range(count))
@@ -197,6 +204,21 @@ class Streams:
                 return victim.seq
         return min(self._free) if self._free else victims[0].seq
 
+    def bring_together(self, computing: Set[int], most: int) -> tuple[tuple[int, int], ...]:
+        """Makes neighbours of these sequences, if that takes at most so many copies of a sequence.
+
+        Returns from where to where, in this order; the source of each is to be cleared at once.
+        """
+        copies = copies_together(computing, self._free, self._count)
+        if len(copies) > most:
+            return ()
+        for source, target in copies:
+            self._sequences[target] = sequence = self._sequences.pop(source)
+            sequence.seq = target
+            self._free = self._free - {target} | {source}
+            self._copying |= {source, target}
+        return tuple(copies)
+
     # What is in the KV cache
 
     def extend(self, seq: int, tokens: Tokens) -> None:
@@ -253,7 +275,10 @@ class Streams:
         sequence.pinned |= pin
         if sequence.pinned:
             self._bound_pins(sequence)
-        return self.shrink(self._most)
+        evicted = self.shrink(self._most)
+        if self._spare and not self._free and (further := self.evict()):
+            return (*evicted, further)
+        return evicted
 
     def drop(self, seq: int) -> None:
         """The sequence is free; whoever calls clears it."""

@@ -175,14 +175,15 @@ def _chunks(
 ) -> list[tuple[int, int]]:
     """As much of these prompts as fits into the time and the tokens; of the first one at least something.
 
-    Prompts of a lower lane would delay the first token of a higher one, and wait for the next step.
+    A prompt of a lower lane, or a mere part of one, would delay the first token of another: it waits for the
+    next step.
     """
     rows: list[tuple[int, int]] = []
     for job in filling:
         tokens = min(speeds.chunk(seconds, job.depth), job.unread, room)
         if not rows:
             tokens = max(tokens, min(least, job.unread, room))
-        if tokens <= 0 or job.lane > filling[0].lane:
+        if tokens <= 0 or job.lane > filling[0].lane or (rows and tokens < job.unread):
             break
         rows.append((job.id, tokens))
         seconds -= speeds.prefill(tokens, job.depth) * speeds.caution

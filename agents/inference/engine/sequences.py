@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import msgspec
 
@@ -19,11 +19,17 @@ _SOON = 60e-6
 class Sequences:
     """The sequences of a context."""
 
-    def __init__(self, context: Context, saved: SavedStates | None = None, *, token_bytes: int) -> None:
-        """`token_bytes` is what a token takes here. What `saved` holds from before is known at once."""
+    def __init__(
+        self, context: Context, saved: SavedStates | None = None, *, token_bytes: int, spare: bool = False
+    ) -> None:
+        """`token_bytes` is what a token takes here. What `saved` holds from before is known at once.
+
+        With `spare`, one sequence is left free where none has to run in it, so that others can be moved.
+        """
         self._context, self._saved = context, saved
         self._books = Streams(
             context.sequences,
+            spare=spare,
             costs=Costs(
                 # A whole sequence, however little it holds.
                 copy=_SOON + context.context * token_bytes / _COPIED,
@@ -51,6 +57,18 @@ class Sequences:
         keep = opening.keep if opening.restore is None else self._restore(opening, opening.restore, state)
         self._context.cut(opening.seq, keep)
         return opening.seq, keep
+
+    def bring_together(self, computing: Set[int], worth: float) -> dict[int, int]:
+        """Makes neighbours of these sequences if that takes no more than so many seconds.
+
+        Returns what moved, these and others: from where to where.
+        """
+        most = int(worth / self._books.costs.copy)
+        moved = self._books.bring_together(computing, most) if most else ()
+        for source, target in moved:
+            self._context.copy(source, target)
+            self._context.cut(source, 0)
+        return dict(moved)
 
     def hold(self, sequence: int, tokens: Tokens) -> None:
         """So many further tokens have been computed."""

@@ -3,9 +3,10 @@
 A step computes one token for each of `decodes` sequences, and `prefill` tokens of prompts from the position
 `depth` on. Its seconds are taken to be
 
-    fixed + each * decodes    +    start + token * prefill + attend * prefill * middle
+    fixed * groups + each * decodes    +    start + token * prefill + attend * prefill * middle
 
-where `middle` is the position in the middle of the chunk: a token attends to all before it. The five figures
+where `groups` says in how many goes llama.cpp computes the sequences, one if they are neighbours, and
+`middle` is the position in the middle of the chunk: a token attends to all before it. The five figures
 are fitted by least squares of the relative error, with older steps counting for less, and start from what
 another run remembered or from a guess: one step is enough to correct a guess that is wrong as a whole.
 """
@@ -122,27 +123,28 @@ class Speeds:
         self._decode = Fit((seed.fixed, seed.each))
         self._prefill = Fit((seed.start, seed.token, seed.attend))
         self._prefilled, self._decoded = Rate(), Rate()
-        self._alike = (0, 0, 0.0)  # decodes of the last steps, how many steps, and their seconds
+        self._alike = ((0, 0), 0, 0.0)  # groups and decodes of the last steps, how many, and their seconds
         self.caution = 1.0
         self.answer = ANSWER  # tokens of an answer, as they were lately
 
-    def observe(self, decodes: int, prefill: int, depth: int, took: float) -> None:
+    def observe(self, decodes: int, prefill: int, depth: int, took: float, *, groups: int = 1) -> None:
         """A step took `took` seconds. Of several chunks in it, the tokens of all and the mean depth."""
         if took <= 0 or not (decodes or prefill):
             return
-        expected = self.decode(decodes) + self.prefill(prefill, depth)
+        decoding = self.decode(decodes, groups)
+        expected = decoding + self.prefill(prefill, depth)
         self.caution = min(CAUTION, max(1.0, 1 + (self.caution - 1) * CALM, took / expected))
         took = min(took, OUTLIER * expected) if self._prefilled.value or self._decoded.value else took
         if not prefill:
             self._decoded.count(decodes, took)
-            self._collect(decodes, took)
+            self._collect((groups, decodes), took)
             return
         self._settle()
-        alone = max(took - self.decode(decodes), took * prefill / (prefill + 8 * decodes) / 2)
+        alone = max(took - decoding, took * prefill / (prefill + 8 * decodes) / 2)
         self._prefill.learn((1.0, prefill, prefill * (depth + prefill / 2)), alone)
         self._prefilled.count(prefill, alone)
 
-    def _collect(self, decodes: int, took: float) -> None:
+    def _collect(self, decodes: tuple[int, int], took: float) -> None:
         """Steps that are alike are learned from together, because fitting takes longer."""
         if decodes != self._alike[0]:
             self._settle()
@@ -154,19 +156,19 @@ class Speeds:
     def _settle(self) -> None:
         decodes, steps, seconds = self._alike
         if steps:
-            self._decode.learn((1.0, decodes), seconds / steps)
-        self._alike = (0, 0, 0.0)
+            self._decode.learn(decodes, seconds / steps)
+        self._alike = ((0, 0), 0, 0.0)
 
     def ended(self, made: int) -> None:
         """An answer ended after this many tokens."""
         self.answer += 0.1 * (made - self.answer)
 
-    def decode(self, decodes: int) -> float:
+    def decode(self, decodes: int, groups: int = 1) -> float:
         """Seconds of a step that computes the next token of so many sequences."""
         if not decodes:
             return 0.0
         fixed, each = self._decode.figures
-        return fixed + each * decodes
+        return fixed * groups + each * decodes
 
     def prefill(self, tokens: int, depth: int = 0) -> float:
         """Seconds that the tokens of a prompt from this position on take, or add to a step, as one chunk."""
