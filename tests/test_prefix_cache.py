@@ -389,3 +389,12 @@ def test_fewer_prefixes_are_kept_when_memory_is_short() -> None:
     opening = opened(streams, text(4))
     assert [gone.seq for gone in streams.keep(opening.seq)] == [2]
     assert streams.stats().kept == 1
+
+
+def test_a_spare_sequence_is_taken_only_when_all_others_run() -> None:
+    streams = Streams(3, spare=True)
+    first, second = asked(streams, text(1)), asked(streams, text(2))
+    third, fourth = opened(streams, text(3)), opened(streams, text(4))
+    assert (third.seq, fourth.seq) == (first.seq, second.seq)
+    assert opened(streams, text(5)).seq not in (first.seq, second.seq)
+    assert [gone.seq for gone in streams.keep(third.seq)] == [third.seq]

@@ -47,8 +47,8 @@ class TextModel:
     """The requests for one model.
 
     Attributes:
-        computing: the ids of the requests whose prompts are in the batch that is computed now. Read by the
-            thread that reads.
+        computing: the ids of the requests for which the batch that is computed now may be broken off: those
+            whose prompts are in it, and one that is alone. Read by the thread that reads.
         usual: what steps cost on the quiet machine.
         expected, took: seconds that steps would have taken there, and did take.
     """
@@ -138,7 +138,8 @@ class TextModel:
         self._tell(began)
         if not rows:
             return None if chosen.wake is None else max(0.0, chosen.wake - began)
-        self.computing = frozenset(row.request.ask.id for row in rows if row.request.job.todo)
+        alone = len(rows) == 1
+        self.computing = frozenset(row.request.ask.id for row in rows if alone or row.request.job.todo)
         done = self.context.decode(self._batch)
         self.computing = frozenset()
         now = self._clock()

@@ -74,7 +74,7 @@ class Engine:
         self._others = self._pace = self._looked = self._busy = 0.0
 
     def computes(self, id: int) -> bool:
-        """Whether this request is in the batch that is computed now, and not at its last token."""
+        """Whether the batch that is computed now may be broken off if this request is not wanted any more."""
         return any(id in each.model.computing for each in self.models.loaded())
 
     def run(self) -> None:

@@ -191,18 +191,19 @@ class Streams:
     def _room(self) -> int:
         """A free sequence, or one to evict: beside one that runs if that costs little.
 
-        llama.cpp computes neighbours together, and all others one after the other.
+        llama.cpp computes neighbours together, and all others one after the other. A spare one stays free.
         """
         running = {seq for seq, sequence in self._sequences.items() if not sequence.kept}
         beside = {seq + step for seq in running for step in (-1, 1)}
-        if free := self._free & beside:
-            return min(free)
         victims = list(self._victims())
+        free = set() if self._spare and len(self._free) == 1 and victims else self._free
+        if near := free & beside:
+            return min(near)
         for victim in victims:
             worth = victim.length * self.costs.prefill * _CHANCE
             if victim.seq in beside and not victim.pinned and worth < _APART:
                 return victim.seq
-        return min(self._free) if self._free else victims[0].seq
+        return min(free) if free else victims[0].seq
 
     def bring_together(self, computing: Set[int], most: int) -> tuple[tuple[int, int], ...]:
         """Makes neighbours of these sequences, if that takes at most so many copies of a sequence.
