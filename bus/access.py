@@ -37,6 +37,10 @@ ANSWERS = "_ANSWER"
 """Under what one member answers another: each answer has a place of its own."""
 
 
+class HungUp(NoBus):
+    """Somebody is there, and breaks off before we are in: so does a broker that reads its settings again."""
+
+
 def shown(url: str) -> str:
     """The address without the secrets in it."""
     try:
@@ -62,6 +66,8 @@ def explained(error: Exception, address: str, access: Access) -> Unavailable:
     if isinstance(error, ssl.SSLError):
         reason = getattr(error, "verify_message", "") or error.reason or "no TLS"
         return NotAllowed(f"The broker at {address} is not who it should be: {reason}.")
+    if isinstance(error, ConnectionError):  # not a refused one: nats-py keeps those to itself
+        return HungUp(f"What answers at {address} breaks off before it has let us in.")
     return NoBus(f"Nothing answers at {address}: is the bus up? Start it with: xnai up")
 
 

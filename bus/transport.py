@@ -17,7 +17,7 @@ import anyio
 import msgspec
 from nats.errors import Error as NatsError
 
-from xnai.bus.access import NOTHING, Access, answers_to, explained, inbox_of, shown, tls
+from xnai.bus.access import NOTHING, Access, HungUp, answers_to, explained, inbox_of, shown, tls
 from xnai.bus.client import Client, Receive
 from xnai.bus.keys import Key
 from xnai.bus.parser import Frame
@@ -73,7 +73,7 @@ async def open_transport(
             stack.push_async_callback(_shut, transport.client)
             try:
                 await transport.connect(url, access, name)
-            except NotAllowed:
+            except (NotAllowed, HungUp):
                 if key is None or pause is None:
                     raise
                 await anyio.sleep(pause)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -58,6 +60,8 @@ class Link:
         self._up.set()
         self._scope = anyio.CancelScope()
         self.port = 0
+        self.hang_ups = 0
+        """How many of those who come next are cut off once they have said who they are."""
 
     @property
     def url(self) -> str:
@@ -91,8 +95,22 @@ class Link:
             await anyio.connect_tcp("127.0.0.1", self._server.port) as broker,
             anyio.create_task_group() as tasks,
         ):
+            if self.hang_ups:
+                self.hang_ups -= 1
+                await client.send(await broker.receive())
+                await client.receive()
+                _reset(client)
+                return
             tasks.start_soon(_pump, client, broker, tasks.cancel_scope)
             await _pump(broker, client, tasks.cancel_scope)
+
+
+def _reset(stream: anyio.abc.SocketStream) -> None:
+    """Let its end be no orderly one."""
+    at_once = struct.pack("ii", 1, 0)
+    stream.extra(anyio.abc.SocketAttribute.raw_socket).setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, at_once
+    )
 
 
 async def _pump(

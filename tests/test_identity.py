@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 
 import anyio
 import pytest
+from joining import open_link
 from society import Society, agent, person, society
 
 from xnai.agents import Agent, Context, Reject
 from xnai.agents.skills import Backoff
-from xnai.protocol import NotAllowed, TaskFailed, TaskRejected, TaskState, subjects
+from xnai.protocol import NoBus, NotAllowed, TaskFailed, TaskRejected, TaskState, subjects
 
 PATIENCE = 30.0
 
@@ -134,3 +135,16 @@ async def test_a_key_that_is_revoked_ends_the_link_at_once(known: Society) -> No
     with pytest.raises(NotAllowed, match="does not take the key"):
         async with known.member("bob"):
             pass
+
+
+async def test_who_is_cut_off_while_the_broker_reads_its_settings_again_tries_again(known: Society) -> None:
+    async with open_link(known.server) as link:
+        link.hang_ups = 1
+        async with known.member("alice", url=link.url) as alice:
+            assert alice.transport.connected
+            assert link.hang_ups == 0
+        link.hang_ups = 3
+        with pytest.raises(NoBus, match="breaks off before it has let us in"):
+            async with known.member("alice", url=link.url):
+                pass
+        assert link.hang_ups == 0

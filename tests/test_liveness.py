@@ -87,10 +87,11 @@ async def test_a_worker_that_is_well_is_progressing_and_says_who_it_is(server: S
         return 1
 
     with anyio.fail_after(15):
-        async with worker(server, agent):
+        async with worker(server, agent) as serving:
             place = await place_of(bus, "well")
             assert (await bus.transport.ask_member(place, PING)).data == b"pong"
             assert await bus.call("well.one", None, int) == 1
+            await until(lambda: serving.tally.done == 1)  # the caller may know before the worker does
             said = await probe(bus, place)
     assert (said.level, said.why) == (Level.PROGRESSING, None)
     assert (said.version, said.roles, said.concurrency, said.pid) == ("3", ("any",), 5, os.getpid())
