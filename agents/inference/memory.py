@@ -56,7 +56,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 def micro_batch(*, flash: bool) -> int:
     """The tokens that the engine has llama.cpp compute at once.
 
-    Without flash attention each of them is compared with all that the longest of them sees, needed or not.
+    Without flash attention each of them is compared with all that the last of them sees, needed or not.
     """
     return 512 if flash else 256
 

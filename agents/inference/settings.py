@@ -19,8 +19,8 @@ class ModelSettings(AgentSettings):
         path: a GGUF that generates text.
         context: the most tokens of a prompt and its answer together.
         slots: requests that compute at the same time; "auto" measures how many pay.
-        kept: further sequences of the KV cache, which hold prompts for requests that begin alike; one of them
-            stays free where several requests compute at the same time.
+        kept: further sequences of the KV cache, which hold prompts for requests that begin alike; of two or
+            more, one stays free where several requests compute at the same time, to move others.
         mode: "fast" computes with flash attention and in large batches; "exact" without, so that an answer
             hardly depends on who else is answered.
     """

@@ -132,7 +132,7 @@ class TextModel:
         self._obey(chosen, began)
         if chosen.start:  # what was cached of their prompts could not all be used, perhaps
             chosen.rows = batch_rows(self.jobs.running, self.speeds, began, self.limits)
-        if len(self.jobs.running) > 1:
+        if self._wasted:
             self._bring_together()
         rows = list(self._fill(chosen.rows))
         self._tell(began)
@@ -197,11 +197,6 @@ class TextModel:
     def _bring_together(self) -> None:
         """Makes neighbours of those that run, once it has cost as much that they are none."""
         computing = {self.requests[job.id].sequence for job in self.jobs.running}
-        count, goes = len(computing), groups(computing)
-        if goes == 1:
-            self._wasted = 0.0
-            return
-        self._wasted += self.speeds.decode(count, goes) - self.speeds.decode(count)
         if moved := self.streams.bring_together(computing, self._wasted):
             self._wasted = 0.0
             for request in self.requests.values():
@@ -305,14 +300,18 @@ class TextModel:
             self._costs.observe(rows[0].tokens, took)
             if rows[0].guess:
                 return
-        filling = [row for row in rows if row.request.job.todo]
-        decodes, prefill = len(rows) - len(filling), sum(row.tokens for row in filling)
-        depth = max((row.request.held for row in filling), default=0)
-        computed = {row.request.sequence for row in rows}
-        goes = sum(row.request.sequence - 1 not in computed for row in rows if row not in filling) or 1
+        answers = [row.request.sequence for row in rows if not row.request.job.todo]
+        prompts = [row for row in rows if row.request.job.todo]
+        prefill = sum(row.tokens for row in prompts)
+        depth = max((row.request.held for row in prompts), default=0)
+        decodes, goes = len(answers), groups(answers, [row.request.sequence for row in prompts]) or 1
         self.speeds.observe(decodes, prefill, depth, took, groups=goes)
         self.expected += self.usual.decode(decodes, goes) + self.usual.prefill(prefill, depth)
         self.took += took
+        if goes > 1:
+            self._wasted += self.speeds.decode(decodes, goes) - self.speeds.decode(decodes)
+        elif decodes > 1:
+            self._wasted = 0.0
 
     # Speaking
 

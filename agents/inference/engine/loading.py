@@ -234,7 +234,7 @@ class Opener:
                 context,
                 self._saved(found),
                 token_bytes=plan_memory(found.info, 1, 1).kv_per_token,
-                spare=min(size) > 0 and size[0] > 1,
+                spare=min(size) > 1,
             ),
             limits=limits,
             ledger=self._ledger,

@@ -10,10 +10,10 @@ from collections.abc import Collection, Set
 Copies = list[tuple[int, int]]
 
 
-def groups(sequences: Collection[int]) -> int:
-    """How many times llama.cpp computes for these sequences."""
-    known = set(sequences)
-    return sum(sequence - 1 not in known for sequence in known)
+def groups(sequences: Collection[int], beside: Collection[int] = ()) -> int:
+    """How many times llama.cpp computes for these sequences, but for those that go with others `beside`."""
+    known = {*sequences, *beside}
+    return sum(sequence - 1 not in known for sequence in sequences)
 
 
 def copies_together(computing: Set[int], free: Set[int], count: int) -> Copies:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Set
 
 import msgspec
 
-from xnai.agents.inference.engine.neighbours import copies_together
+from xnai.agents.inference.engine.neighbours import Copies, copies_together
 from xnai.agents.inference.engine.radix import Holder, Tokens, Tree
 
 _NEARLY = (
@@ -205,20 +205,21 @@ class Streams:
                 return victim.seq
         return min(free) if free else victims[0].seq
 
-    def bring_together(self, computing: Set[int], most: int) -> tuple[tuple[int, int], ...]:
+    def bring_together(self, computing: Set[int], most: int) -> Copies:
         """Makes neighbours of these sequences, if that takes at most so many copies of a sequence.
 
         Returns from where to where, in this order; the source of each is to be cleared at once.
         """
         copies = copies_together(computing, self._free, self._count)
         if len(copies) > most:
-            return ()
+            return []
         for source, target in copies:
             self._sequences[target] = sequence = self._sequences.pop(source)
             sequence.seq = target
-            self._free = self._free - {target} | {source}
+            self._free.remove(target)
+            self._free.add(source)
             self._copying |= {source, target}
-        return tuple(copies)
+        return copies
 
     # What is in the KV cache
 
