@@ -19,6 +19,7 @@ import anyio
 import msgspec
 from anyio.abc import ByteReceiveStream, ByteSendStream, Process, TaskStatus, UNIXSocketStream
 
+from xnai.bus.socket_stream import SocketStream
 from xnai.deploy.environment import AT_THE_START, for_child
 
 CLONE = {"x86_64": 56, "aarch64": 220}
@@ -69,7 +70,7 @@ class Started(Protocol):
 class Forked:
     """A child that we did not start ourselves, and that only we may wait for."""
 
-    def __init__(self, pid: int, streams: list[UNIXSocketStream]) -> None:
+    def __init__(self, pid: int, streams: list[SocketStream]) -> None:
         self.pid = pid
         self.returncode: int | None = None
         self.stdin, self.stdout, self.stderr = streams
@@ -140,7 +141,7 @@ class Starter:
                 for each in theirs:
                     each.close()
             if made.pid:
-                return Forked(made.pid, [await UNIXSocketStream.from_socket(each) for each in ours])
+                return Forked(made.pid, [SocketStream(each) for each in ours])
         for each in ours:
             each.close()
         if made.errno:

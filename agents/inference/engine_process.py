@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 import anyio
 import msgspec
-from anyio.abc import Process, UNIXSocketStream
+from anyio.abc import Process
 
 from xnai.agents.inference.errors import EngineLost
 from xnai.agents.inference.frames import Frame, FrameReader, FromEngine, encode_frame
+from xnai.bus.socket_stream import SocketStream
 
 log = logging.getLogger(__name__)
 ENGINE = (sys.executable, "-P", "-m", "xnai.agents.inference.engine")
@@ -64,7 +65,7 @@ async def start_engine(command: Sequence[str] = ENGINE) -> AsyncIterator[EngineP
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                 )
-                stream = await UNIXSocketStream.from_socket(ours)
+                stream = SocketStream(ours)
         except OSError as error:
             ours.close()
             raise EngineLost(f"The engine cannot be started: {error}.") from error
@@ -87,7 +88,7 @@ async def start_engine(command: Sequence[str] = ENGINE) -> AsyncIterator[EngineP
 class EngineProcess:
     """A running engine; opened with `start_engine`."""
 
-    def __init__(self, process: Process, stream: UNIXSocketStream) -> None:
+    def __init__(self, process: Process, stream: SocketStream) -> None:
         self.pid = process.pid
         self._process, self._stream = process, stream
         self._pending = bytearray()
