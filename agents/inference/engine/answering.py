@@ -60,7 +60,7 @@ class Answering:
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         if ask.said and (self._text.stopped or self._made >= self._limit):
-            self.finish = "stop" if self._text.stopped else "length"  # only its end was not told
+            self.finish = "stop" if self._text.stopped else "length"
 
     @property
     def content(self) -> Tokens:

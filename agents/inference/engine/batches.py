@@ -49,10 +49,13 @@ class Batch:
         Returns the row of the last of them.
         """
         start, end = self.size, self.size + len(tokens)
+        if end == start + 1:  # by far the most; slices take three times as long
+            self._token[start], self._position[start] = tokens[0], position
+            self._sequence[start], self._wanted[start] = sequence, wanted
+            self.size = end
+            return start
         self._token[start:end] = tokens
-        self._position[start:end] = (
-            np.arange(position, position + len(tokens)) if end > start + 1 else position
-        )
+        self._position[start:end] = np.arange(position, position + len(tokens))
         self._sequence[start:end] = sequence
         self._wanted[start:end] = 0
         if wanted:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xnai.agents.inference.engine.admission import Refusal, admit, positions
 from xnai.agents.inference.engine.answering import NOWHERE, Answering
 from xnai.agents.inference.engine.batches import Batch, Tokens
-from xnai.agents.inference.engine.drafts import Costs, Drafts
+from xnai.agents.inference.engine.drafts import WIDEST, Costs, Drafts
 from xnai.agents.inference.engine.jobs import Jobs, Ledger, Limits, Phase, job_of
 from xnai.agents.inference.engine.llama import Context
 from xnai.agents.inference.engine.neighbours import groups
@@ -34,13 +34,14 @@ class Row(NamedTuple):
     Attributes:
         tokens: of its prompt, or one of its answer, with those that were guessed to follow.
         row: of the last logits, -1 for none.
-        guess: the tokens at its end.
+        guess: the tokens at its end. sure: they are no guess, because its rule allows nothing else.
     """
 
     request: Answering
     tokens: int
     row: int
     guess: Sequence[int] = ()
+    sure: bool = False
 
 
 class TextModel:
@@ -95,7 +96,9 @@ class TextModel:
             return
         room = self.context.context - len(prompt)
         request = Answering(ask, job, prompt, room=room, vocabulary=self._vocabulary)
-        if request.finish:
+        if ask.said and matcher and matcher.finished:
+            request.conclude("stop")
+        if request.finish:  # only its end was not told
             self._emit(request.done())
             return
         request.matcher = matcher
@@ -214,9 +217,10 @@ class TextModel:
                 row = batch.add(tokens, held, request.sequence, wanted=wanted)
                 yield Row(request, planned, row if wanted else -1)
             else:
-                guess = self._guess(request) if len(rows) == 1 else ()
-                row = batch.add((request.next, *guess), held, request.sequence, wanted=1 + len(guess))
-                yield Row(request, 1 + len(guess), row, guess)
+                guess, sure = self._guess(request) if len(rows) == 1 else ((), False)
+                wanted = 1 if sure and request.ask.alternatives is None else 1 + len(guess)
+                row = batch.add((request.next, *guess), held, request.sequence, wanted=wanted)
+                yield Row(request, 1 + len(guess), row, guess, sure)
 
     def _in_order(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Answering, int]]:
         """Neighbours beside each other: llama.cpp computes those together."""
@@ -229,11 +233,16 @@ class TextModel:
             found.sort(key=lambda row: row[0].sequence)
         return found
 
-    def _guess(self, request: Answering) -> Sequence[int]:
-        """Only where one request runs: rows of unequal length are computed one after the other."""
+    def _guess(self, request: Answering) -> tuple[Sequence[int], bool]:
+        """What follows its next token, and whether that is sure.
+
+        Only where one request runs: rows of unequal length are computed one after the other.
+        """
+        if request.matcher and (forced := request.matcher.forced):
+            return forced[: min(WIDEST, request.room - 1)], True
         if request.drafts is None:
             request.drafts = Drafts(self._costs)
-        return request.drafts.guess(request.content, request.room - 1)
+        return request.drafts.guess(request.content, request.room - 1), False
 
     def _advance(self, row: Row, now: float) -> None:
         request, before = row.request, row.request.held
@@ -245,8 +254,9 @@ class TextModel:
             except RuleInvalid as error:  # the rule has become too costly, or leads nowhere
                 request.refusal = Refused(request.ask.id, error.code, str(error))
                 right = 0
-            if row.guess and request.drafts:
-                request.drafts.learn(len(row.guess), right)
+            if row.guess:
+                if request.drafts and not row.sure:
+                    request.drafts.learn(len(row.guess), right)
                 self.streams.cut(request.sequence, before + computed + right)
                 computed += right
         request.advance(computed)
@@ -266,6 +276,8 @@ class TextModel:
                 logprob = logprob_of(token, logits, wanted, self._vocabulary)
             request.say(token, now, logprob)
             self.generated += 1
+            if request.matcher and request.matcher.finished:
+                request.conclude("stop")
             if request.finish or right == len(row.guess) or token != row.guess[right]:
                 return right
         raise AssertionError("unreachable")
@@ -276,6 +288,10 @@ class TextModel:
             raise AssertionError("a request without a sampler")
         if matcher is None:
             return sampler.choose(row, place)
+        if forced := matcher.forced:
+            sampler.accept(forced[0])
+            matcher.advance(forced[0])
+            return forced[0]
         if sampler.remembers:  # what was refused must not be remembered
             matcher.mask(self.context.logits(row))
         token = sampler.choose(row, place)
@@ -297,9 +313,13 @@ class TextModel:
 
     def _measure(self, rows: Sequence[Row], took: float) -> None:
         if len(rows) == 1 and not rows[0].request.job.todo:
-            self._costs.observe(rows[0].tokens, took)
-            if rows[0].guess:
-                return
+            if not rows[0].sure:
+                self._costs.observe(rows[0].tokens, took)
+            if not rows[0].guess:
+                self.speeds.observe(1, 0, 0, took)
+                self.expected += self.usual.decode(1)
+                self.took += took
+            return
         answers = [row.request.sequence for row in rows if not row.request.job.todo]
         prompts = [row for row in rows if row.request.job.todo]
         prefill = sum(row.tokens for row in prompts)

@@ -104,7 +104,7 @@ class Engine:
         try:
             if pause != 0:
                 self._accept(self.inbox.get(timeout=pause))
-            while True:
+            while not self.inbox.empty():
                 self._accept(self.inbox.get_nowait())
         except Empty:
             pass

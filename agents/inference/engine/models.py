@@ -218,6 +218,9 @@ class Models:
 
         Returns the requests that waited and whose models are ready.
         """
+        waiting = any(each.waiting or each.resting for each in self._models.values())
+        if not (waiting or self._looking or self._coming or self.level):
+            return []  # as nearly always, and asked at each step
         self._drop_late(now)
         self._take_in()
         self._arrive()

@@ -45,6 +45,11 @@ class Sampler:
             lib.llama_sampler_chain_add(self._chain, _chance(self._seed, 2 * place + again))
         return self._context.sample(self._chain, row)
 
+    def accept(self, token: int) -> None:
+        """This token follows, and was not chosen here."""
+        if self.remembers:
+            lib.llama_sampler_accept(self._chain, token)
+
 
 @contextmanager
 def sampler_of(context: Context, sampling: Sampling, before: Tokens) -> Iterator[Sampler]:

@@ -123,7 +123,9 @@ class Speeds:
         self._decode = Fit((seed.fixed, seed.each))
         self._prefill = Fit((seed.start, seed.token, seed.attend))
         self._prefilled, self._decoded = Rate(), Rate()
-        self._alike = ((0, 0), 0, 0.0)  # groups and decodes of the last steps, how many, and their seconds
+        self._alike = (0, 0)  # groups and decodes of the last steps
+        self._steps, self._seconds = 0, 0.0  # how many they are, and what they took
+        self._usual = 0.0  # what another one should take, once that was asked
         self.caution = 1.0
         self.answer = ANSWER  # tokens of an answer, as they were lately
 
@@ -131,33 +133,33 @@ class Speeds:
         """A step took `took` seconds. Of several chunks in it, the tokens of all and the mean depth."""
         if took <= 0 or not (decodes or prefill):
             return
-        decoding = self.decode(decodes, groups)
+        if prefill or (groups, decodes) != self._alike:
+            self._settle()
+            self._alike = groups, decodes
+        decoding = self._usual = self._usual or self.decode(decodes, groups)
         expected = decoding + self.prefill(prefill, depth)
-        self.caution = min(CAUTION, max(1.0, 1 + (self.caution - 1) * CALM, took / expected))
-        took = min(took, OUTLIER * expected) if self._prefilled.value or self._decoded.value else took
+        self.caution = min(CAUTION, max(1 + (self.caution - 1) * CALM, took / expected))
+        if took > OUTLIER * expected and (self._prefilled.value or self._decoded.value):
+            took = OUTLIER * expected
         if not prefill:
             self._decoded.count(decodes, took)
-            self._collect((groups, decodes), took)
+            self._collect(took)
             return
-        self._settle()
         alone = max(took - decoding, took * prefill / (prefill + 8 * decodes) / 2)
         self._prefill.learn((1.0, prefill, prefill * (depth + prefill / 2)), alone)
         self._prefilled.count(prefill, alone)
 
-    def _collect(self, decodes: tuple[int, int], took: float) -> None:
+    def _collect(self, took: float) -> None:
         """Steps that are alike are learned from together, because fitting takes longer."""
-        if decodes != self._alike[0]:
-            self._settle()
-        _, steps, seconds = self._alike
-        self._alike = (decodes, steps + 1, seconds + took)
-        if steps + 1 >= ALIKE or self.caution > SURPRISE:
+        self._steps += 1
+        self._seconds += took
+        if self._steps >= ALIKE or self.caution > SURPRISE:
             self._settle()
 
     def _settle(self) -> None:
-        decodes, steps, seconds = self._alike
-        if steps:
-            self._decode.learn(decodes, seconds / steps)
-        self._alike = ((0, 0), 0, 0.0)
+        if self._steps:
+            self._decode.learn(self._alike, self._seconds / self._steps)
+        self._steps, self._seconds, self._usual = 0, 0.0, 0.0
 
     def ended(self, made: int) -> None:
         """An answer ended after this many tokens."""

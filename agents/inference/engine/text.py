@@ -17,12 +17,20 @@ class TextStream:
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self.stopped = False
         self._stop = stop
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._cut = False  # in the middle of a character
         self._held = ""
 
     def push(self, data: bytes) -> str:
         """The text that may leave now, often empty."""
-        self._held += self._decode(data)
+        if self._cut or not data.isascii():
+            text = self._decoder.decode(data)
+            self._cut = bool(self._decoder.getstate()[0])
+        else:
+            text = data.decode()
+        if not self._stop:
+            return text
+        self._held += text
         found = [at for at in map(self._held.find, self._stop) if at >= 0]
         if found:
             self.stopped = True
