@@ -18,6 +18,7 @@ from xnai.agents.inference.engine.governor import HALF_KEPT, HALF_SLOTS, NONE_ID
 from xnai.agents.inference.engine.llama import Abort
 from xnai.agents.inference.engine.loading import Opener, fitted, planned
 from xnai.agents.inference.engine.models import Models
+from xnai.agents.inference.engine.outbox import Outbox
 from xnai.agents.inference.engine.spinning import Spins
 from xnai.agents.inference.errors import ModelTooLarge
 from xnai.agents.inference.frames import (
@@ -292,8 +293,10 @@ def models(files: dict[str, Path]) -> Iterator[tuple[Models, list[Frame]]]:
     """Two models in this process, with four sequences that compute and four that are kept."""
     said: list[Frame] = []
     setup, clock = Setup(threads=1, memory=1 << 40), iter(range(0, 10**9, 100)).__next__
-    opener = Opener(setup, Abort(), emit=said.append, clock=clock)
-    found = Models(setup, opener, emit=said.append, flush=_nothing, wake=_nothing, clock=clock)
+    out = Outbox(said.extend)
+    out.put = said.append
+    opener = Opener(setup, Abort(), out=out, clock=clock)
+    found = Models(setup, opener, out=out, wake=_nothing, clock=clock)
     for name in ("first", "second"):
         found.open(Open(name, str(files[name]), context=CONTEXT, slots=4, kept=4))
     yield found, said

@@ -11,6 +11,7 @@ import msgspec
 
 from xnai.agents.inference.engine.jobs import URGENT, Job, Jobs, Limits, Phase, order
 from xnai.agents.inference.engine.speeds import Speeds
+from xnai.agents.inference.frames import Refused
 
 SHARED = 0.75  # of the queue is for whoever comes first; the rest for those who have less than an equal part
 SLOWEST = 0.2  # of the time goes to prompts, at least, however much the answers beside them take
@@ -34,6 +35,16 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     tokens: int
     own: bool = False
+
+    def frame(self, id: int) -> Refused:
+        """What is said of it."""
+        if self.kind == "deadline":
+            why = f"its first token would come in {self.first:.1f} s, which is after its deadline"
+        else:
+            whose = "its sender has its part of the queue" if self.own else "the queue is full"
+            room = f"there may be room in {self.retry_after or 0:.1f} s"
+            why = f"{whose}: {self.waiting} requests of {self.tokens} tokens wait; {room}"
+        return Refused(id, "busy", why, self.retry_after)
 
 
 class Estimate(msgspec.Struct, frozen=True):

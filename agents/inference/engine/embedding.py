@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from xnai.agents.inference.engine.batches import Batch
 from xnai.agents.inference.engine.jobs import Job, Ledger, job_of
 from xnai.agents.inference.engine.llama import Context
-from xnai.agents.inference.frames import Done, Embed, Frame, Vectors
+from xnai.agents.inference.engine.outbox import Outbox
+from xnai.agents.inference.frames import Done, Embed, Vectors
 
 TEXTS, TOKENS = 8, 512  # in one batch: every token is compared with all others of it, so more is slower
 
@@ -40,7 +41,7 @@ class VectorModel:
         context: Context,
         *,
         ledger: Ledger,
-        emit: Callable[[Frame], None],
+        out: Outbox,
         clock: Callable[[], float],
     ) -> None:
         self.context = context
@@ -48,7 +49,7 @@ class VectorModel:
         self.requests: dict[int, Embedding] = {}
         self.steps = 0
         self.busy = self._rate = 0.0
-        self._ledger, self._emit, self._clock = ledger, emit, clock
+        self._ledger, self._out, self._clock = ledger, out, clock
         self._batch = Batch(TOKENS)
 
     def take(self, ask: Embed, arrived: float) -> None:
@@ -65,7 +66,7 @@ class VectorModel:
         if (request := self.requests.pop(id, None)) is None:
             return False
         self._ledger.leave(request.job)
-        self._emit(Done(id, "canceled"))
+        self._out.put(Done(id, "canceled"))
         return True
 
     def step(self, seconds: float = math.inf) -> float | None:
@@ -109,7 +110,7 @@ class VectorModel:
             if request.job.deadline is not None and request.job.deadline <= now:
                 del self.requests[request.ask.id]
                 self._ledger.leave(request.job)
-                self._emit(Done(request.ask.id, "deadline"))
+                self._out.put(Done(request.ask.id, "deadline"))
 
     def _choose(self, most: float) -> list[tuple[Embedding, int]]:
         """Which texts go through the model together: of the requests whose turn it is, shortest first."""
@@ -136,7 +137,7 @@ class VectorModel:
         vectors = request.vectors
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         data = vectors.astype("<f4").tobytes()
-        self._emit(Vectors(request.ask.id, self.context.weights.dimensions, data))
+        self._out.put(Vectors(request.ask.id, self.context.weights.dimensions, data))
 
     def close(self) -> None:
         """Nothing is held in C."""

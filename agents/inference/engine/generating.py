@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from xnai.agents.inference.engine.admission import Refusal, admit, positions
+from xnai.agents.inference.engine.admission import admit, positions
 from xnai.agents.inference.engine.answering import NOWHERE, Answering
 from xnai.agents.inference.engine.batches import Batch, Tokens
 from xnai.agents.inference.engine.drafts import WIDEST, Costs, Drafts
 from xnai.agents.inference.engine.jobs import Jobs, Ledger, Limits, Phase, job_of
 from xnai.agents.inference.engine.llama import Context
 from xnai.agents.inference.engine.neighbours import groups
+from xnai.agents.inference.engine.outbox import Outbox
 from xnai.agents.inference.engine.sampling import logprob_of, sampler_of
 from xnai.agents.inference.engine.scheduling import Plan, batch_rows, plan
 from xnai.agents.inference.engine.sequences import Sequences
 from xnai.agents.inference.engine.speeds import Speeds
 from xnai.agents.inference.errors import RuleInvalid
-from xnai.agents.inference.frames import Frame, Generate, Queued, Refused
+from xnai.agents.inference.frames import Generate, Queued, Refused
 from xnai.agents.inference.requests import Finish
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class TextModel:
         ledger: Ledger,
         speeds: Speeds,
         usual: Speeds,
-        emit: Callable[[Frame], None],
+        out: Outbox,
         clock: Callable[[], float],
         flush: float,
     ) -> None:
@@ -74,7 +75,7 @@ class TextModel:
         self.steps = self.generated = 0
         self.busy = 0.0
         self.jobs = Jobs(ledger)
-        self._ledger, self._emit, self._clock, self._flush = ledger, emit, clock, flush
+        self._ledger, self._out, self._clock, self._flush = ledger, out, clock, flush
         self._vocabulary = context.weights.vocabulary
         self._batch = Batch(limits.batch)
         self._costs = Costs()
@@ -92,14 +93,14 @@ class TextModel:
         job.cached = self.streams.longest(prompt) if ask.cache else 0
         refusal = admit(job, self.jobs, self.speeds, now=self._clock(), limits=self.limits)
         if refusal and not ask.said:
-            self._emit(_refused(ask.id, refusal))
+            self._out.put(refusal.frame(ask.id))
             return
         room = self.context.context - len(prompt)
         request = Answering(ask, job, prompt, room=room, vocabulary=self._vocabulary)
         if ask.said and matcher and matcher.finished:
             request.conclude("stop")
         if request.finish:  # only its end was not told
-            self._emit(request.done())
+            self._out.put(request.done())
             return
         request.matcher = matcher
         sampling = sampler_of(self.context, ask.sampling, prompt)
@@ -337,7 +338,7 @@ class TextModel:
 
     def _send(self, request: Answering, now: float, flush: float) -> None:
         if frame := request.text(now, flush):
-            self._emit(frame)
+            self._out.put(frame)
         if request.finish or request.refusal:
             self._end(request, now)
 
@@ -345,8 +346,8 @@ class TextModel:
         if self.requests.pop(request.ask.id, None) is None:
             return
         if frame := request.text(now, self._flush):
-            self._emit(frame)
-        self._emit(request.refusal or request.done())
+            self._out.put(frame)
+        self._out.put(request.refusal or request.done())
         self.jobs.remove(request.job)
         if request.finish in ("stop", "length"):  # others say nothing of how long answers are
             self.speeds.ended(request.job.made)
@@ -366,7 +367,7 @@ class TextModel:
         places = positions(self.jobs, self.speeds, now, self.limits)
         for each in places:
             if self._places.get(each.id) != each.position:
-                self._emit(Queued(each.id, self.requests[each.id].job.prompt, each.position, each.start))
+                self._out.put(Queued(each.id, self.requests[each.id].job.prompt, each.position, each.start))
         self._places = {each.id: each.position for each in places}
 
     def close(self) -> None:
@@ -374,18 +375,3 @@ class TextModel:
         for request in self.requests.values():
             request.resources.close()
         self.streams.close()
-
-
-def _refused(id: int, refusal: Refusal) -> Refused:
-    if refusal.kind == "deadline":
-        return Refused(
-            id,
-            "busy",
-            f"its first token would come in {refusal.first:.1f} s, which is after its deadline",
-            refusal.retry_after,
-        )
-    whose = "its sender has its part of the queue" if refusal.own else "the queue is full"
-    sentence = f"{whose}: {refusal.waiting} requests of {refusal.tokens} tokens wait"
-    return Refused(
-        id, "busy", f"{sentence}; there may be room in {refusal.retry_after or 0:.1f} s", refusal.retry_after
-    )

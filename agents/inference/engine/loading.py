@@ -25,11 +25,12 @@ from xnai.agents.inference.engine.llama import (
     open_embedding_context,
     open_vocabulary,
 )
+from xnai.agents.inference.engine.outbox import Outbox
 from xnai.agents.inference.engine.saved import SavedStates
 from xnai.agents.inference.engine.sequences import Sequences
 from xnai.agents.inference.engine.speeds import Speeds
 from xnai.agents.inference.errors import ModelInvalid, ModelTooLarge, PromptTooLong
-from xnai.agents.inference.frames import Frame, Generate, Open, Opened, Setup
+from xnai.agents.inference.frames import Generate, Open, Opened, Setup
 from xnai.agents.inference.gguf_file import GgufInfo
 from xnai.agents.inference.memory import MemoryPlan, fits, most_sequences, plan_memory
 from xnai.protocol.errors import InvalidPayload
@@ -150,11 +151,9 @@ class Opener:
         saving: what is evicted may be saved in memory.
     """
 
-    def __init__(
-        self, setup: Setup, abort: Abort, *, emit: Callable[[Frame], None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, setup: Setup, abort: Abort, *, out: Outbox, clock: Callable[[], float]) -> None:
         self.threads = self.most_threads = setup.threads or physical_cores()
-        self._setup, self._abort, self._emit, self._clock = setup, abort, emit, clock
+        self._setup, self._abort, self._out, self._clock = setup, abort, out, clock
         self._folder = Path(setup.folder) if setup.folder else None
         self.saving = True
         self._ledger = Ledger()
@@ -240,7 +239,7 @@ class Opener:
             ledger=self._ledger,
             speeds=speeds,
             usual=Speeds(measured.speeds),
-            emit=self._emit,
+            out=self._out,
             clock=self._clock,
             flush=setup.flush,
         )
@@ -268,7 +267,7 @@ class Opener:
             found.weights, tokens=TOKENS, texts=TEXTS, threads=self.threads, abort=self._abort
         )
         context = found.context.enter_context(opening)
-        found.model = VectorModel(context, ledger=self._ledger, emit=self._emit, clock=self._clock)
+        found.model = VectorModel(context, ledger=self._ledger, out=self._out, clock=self._clock)
 
 
 def planned(wanted: Open, info: GgufInfo, sequences: int = 1) -> MemoryPlan:

@@ -22,6 +22,7 @@ from xnai.agents.inference.engine.loading import Loaded, Opener
 from xnai.agents.inference.engine.machine import Neighbours, Stalls
 from xnai.agents.inference.engine.model import Arrival
 from xnai.agents.inference.engine.models import Models
+from xnai.agents.inference.engine.outbox import Outbox
 from xnai.agents.inference.engine.spinning import Spins
 from xnai.agents.inference.engine.turns import Turns
 from xnai.agents.inference.errors import InferenceError
@@ -59,12 +60,10 @@ class Engine:
     ) -> None:
         self.inbox: SimpleQueue[Arrival] = SimpleQueue()
         self.abort = Abort()
-        self._send, self._clock = send, clock
-        self._out: list[Frame] = []
-        opener = Opener(setup, self.abort, emit=self._out.append, clock=clock)
-        self.models = Models(
-            setup, opener, emit=self._out.append, flush=self._flush, wake=self._wake, clock=clock
-        )
+        self._clock = clock
+        self._out = Outbox(send)
+        opener = Opener(setup, self.abort, out=self._out, clock=clock)
+        self.models = Models(setup, opener, out=self._out, wake=self._wake, clock=clock)
         self._turns = Turns()
         self._governor, self._spins = Governor(opener.threads), Spins()
         self._spin()
@@ -85,16 +84,11 @@ class Engine:
             for arrival in self.models.tend(self._clock()):
                 self._accept(arrival)
             pause = self._compute()
-            self._flush()
+            self._out.send()
             if (now := self._clock()) - self._looked >= _LOOK:
                 self._look(now)  # last: whoever comes after a pause does not wait for it
-                self._flush()
+                self._out.send()
                 pause = 0.0
-
-    def _flush(self) -> None:
-        if self._out:
-            self._send(self._out)
-            self._out.clear()
 
     def _wake(self) -> None:
         self.inbox.put(Arrival(None, 0.0))
@@ -124,10 +118,10 @@ class Engine:
                     for each in self.models.loaded():
                         each.model.drop(frame.id)
             elif isinstance(frame, Ask):
-                self._out.append(self._status(frame.id))
+                self._out.put(self._status(frame.id))
         except (InferenceError, InvalidPayload) as error:
             id = getattr(frame, "id", 0)
-            self._out.append(Refused(id, error.code, str(error), model=getattr(frame, "name", "")))
+            self._out.put(Refused(id, error.code, str(error), model=getattr(frame, "name", "")))
 
     def _generate(self, ask: Generate, arrival: Arrival) -> None:
         loaded = self.models.ready(ask.model)

@@ -24,12 +24,12 @@ from xnai.agents.inference.engine.loading import (
     too_large,
 )
 from xnai.agents.inference.engine.model import Arrival, Model
+from xnai.agents.inference.engine.outbox import Outbox
 from xnai.agents.inference.engine.swapping import make_room
 from xnai.agents.inference.errors import InferenceError, ModelMissing
 from xnai.agents.inference.frames import (
     Done,
     Embed,
-    Frame,
     Generate,
     Loading,
     Open,
@@ -64,8 +64,7 @@ class Models:
         setup: Setup,
         opener: Opener,
         *,
-        emit: Callable[[Frame], None],
-        flush: Callable[[], None],
+        out: Outbox,
         wake: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
@@ -74,7 +73,7 @@ class Models:
         self.busy_before = 0.0
         # Whoever says how much the models may take wants them to take it.
         self.reserve = usual_reserve(available()) // (4 if setup.memory else 1)
-        self._setup, self._emit, self._flush, self._wake, self._clock = setup, emit, flush, wake, clock
+        self._setup, self._out, self._wake, self._clock = setup, out, wake, clock
         self._models: dict[str, Model] = {}
         self._reader = ThreadPoolExecutor(1, "weights")
         self._coming: tuple[Model, Future[tuple[Weights, ExitStack]], int] | None = None
@@ -129,10 +128,10 @@ class Models:
         count = self.deferred
         if count >= self._setup.queue:
             sentence = f"the queue is full: {count} requests wait for models that are not in memory"
-            self._emit(Refused(frame.id, "busy", sentence, _SOON))
+            self._out.put(Refused(frame.id, "busy", sentence, _SOON))
         else:
             self._find(frame.model).waiting[frame.id] = arrival._replace(prepared=None)
-            self._emit(Queued(frame.id, 0, count, 0.0))
+            self._out.put(Queued(frame.id, 0, count, 0.0))
 
     @property
     def deferred(self) -> int:
@@ -142,7 +141,7 @@ class Models:
     def drop(self, id: int) -> bool:
         """Ends a request that waits for a model; False if there is none of this id."""
         if dropped := any(each.waiting.pop(id, None) for each in self._models.values()):
-            self._emit(Done(id, "canceled"))
+            self._out.put(Done(id, "canceled"))
         return dropped
 
     def soonest(self) -> float | None:
@@ -156,7 +155,7 @@ class Models:
         for each in self._models.values():
             for id in [id for id, one in each.waiting.items() if (end := one.end) and end <= now]:
                 del each.waiting[id]
-                self._emit(Done(id, "deadline"))
+                self._out.put(Done(id, "deadline"))
 
     # Coming and going
 
@@ -178,7 +177,7 @@ class Models:
                 self._install(found, *_read(Path(wanted.path)), room=room)
         answer = opened(found.loaded) if found.loaded else opened_later(found.wanted, found.info)
         self._models[wanted.name] = found
-        self._emit(answer)
+        self._out.put(answer)
 
     def _check(self, found: Model) -> None:
         """Raises ModelTooLarge if there is no room for a model even without the others."""
@@ -196,10 +195,10 @@ class Models:
                 self._check(found)
             except (XnaiError, OSError) as error:
                 code = error.code if isinstance(error, XnaiError) else InferenceError.code
-                self._emit(Refused(0, code, str(error), model=wanted.name))
+                self._out.put(Refused(0, code, str(error), model=wanted.name))
             else:
                 self._models.setdefault(wanted.name, found)
-                self._emit(answer)
+                self._out.put(answer)
 
     def room(self, *, of_all: bool = False) -> int:
         """Bytes for another model; with `of_all` if it were the only one."""
@@ -261,8 +260,8 @@ class Models:
         for name in swap.unload:
             self.unload(name)
         if swap.ready:
-            self._emit(Loading(wanted.wanted.name))
-            self._flush()
+            self._out.put(Loading(wanted.wanted.name))
+            self._out.send()
             future = self._reader.submit(_read, Path(wanted.wanted.path))
             self._coming = wanted, future, self.room()
             future.add_done_callback(lambda _: self._wake())
@@ -277,11 +276,11 @@ class Models:
         try:
             self._install(found, *future.result(), room=room)
         except (XnaiError, OSError) as error:
-            self._emit(Unloaded(found.wanted.name))
+            self._out.put(Unloaded(found.wanted.name))
             self._refuse(found, error if isinstance(error, XnaiError) else InferenceError(str(error)))
         else:
             assert found.loaded
-            self._emit(opened(found.loaded))
+            self._out.put(opened(found.loaded))
 
     def _install(self, found: Model, weights: Weights, resources: ExitStack, *, room: int) -> None:
         alone = not any(each.working for each in self._models.values())
@@ -303,7 +302,7 @@ class Models:
                 self._retire(loaded)
                 loaded.close()
             give_back()
-            self._emit(Unloaded(name))
+            self._out.put(Unloaded(name))
 
     def _retire(self, loaded: Loaded) -> None:
         self.past.update(steps=loaded.model.steps)
@@ -320,7 +319,7 @@ class Models:
 
     def _refuse(self, found: Model, error: XnaiError) -> None:
         for id in found.waiting:
-            self._emit(Refused(id, error.code, str(error), model=found.wanted.name))
+            self._out.put(Refused(id, error.code, str(error), model=found.wanted.name))
         found.waiting.clear()
 
     # Short of memory
@@ -361,9 +360,9 @@ class Models:
                 found.loaded = None
                 with self.reading:
                     loaded.resources.close()
-                self._emit(Unloaded(loaded.name))
+                self._out.put(Unloaded(loaded.name))
             else:
-                self._emit(opened(loaded))
+                self._out.put(opened(loaded))
 
 
 def _read(path: Path) -> tuple[Weights, ExitStack]:
