@@ -71,7 +71,7 @@ class Setup(Frame, frozen=True, array_like=True, tag=True, gc=False):
 
     threads: int = 0
     gap: float = 0.1
-    flush: float = 0.05
+    flush: float = 0.1
     queue: int = 256
     queue_tokens: int = 262_144
     aging: float = 20.0

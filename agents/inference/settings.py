@@ -69,7 +69,7 @@ class InferenceSettings(AgentSettings):
     saved_memory: Count = 0
     saved_disk: Count = 0
     gap: Weight = 0.1
-    flush: Seconds = 0.05
+    flush: Seconds = 0.1
     queue: Positive = 256
     queue_tokens: Positive = 262_144
     aging: Weight = 20.0

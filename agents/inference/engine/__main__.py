@@ -6,6 +6,7 @@ when the other end of the socket closes.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -120,6 +121,7 @@ def main() -> None:
     engine = Engine(setup, port.send)
     for frame in first[1:]:
         _hand_over(frame, time.monotonic(), port, engine)
+    gc.freeze()  # what was imported stays: looking through it would take as long as some tokens
     threading.excepthook = _end  # half an engine would wait for ever
     threading.Thread(target=read, args=(port, engine), daemon=True).start()
     engine.run()

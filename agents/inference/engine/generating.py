@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xnai.agents.inference.engine.rules import Matcher
 
 _PART = 128  # tokens of a prompt that are computed at once, about
-_STREAMS = 4  # whose text is gathered no longer than asked for
+_STREAMS = 8  # whose text is gathered no longer than asked for
 _TOLD = 0.25  # seconds between two words on who stands where in the queue
 
 
@@ -142,6 +142,8 @@ class TextModel:
         self._tell(began)
         if not rows:
             return None if chosen.wake is None else max(0.0, chosen.wake - began)
+        if (prompts := sum(tokens for _, tokens in chosen.rows)) and self._takes_long(prompts):
+            self._say_all(began)
         alone = len(rows) == 1
         self.computing = frozenset(row.request.ask.id for row in rows if alone or row.request.job.todo)
         done = self.context.decode(self._batch)
@@ -334,7 +336,18 @@ class TextModel:
         elif decodes > 1:
             self._wasted = 0.0
 
+    def _takes_long(self, prompts: int) -> bool:
+        """Whether what was said should not wait for a step with so many tokens of prompts."""
+        return self.speeds.prefill(prompts) > self.limits.gap / 2
+
     # Speaking
+
+    def _say_all(self, now: float) -> None:
+        """Lets all text leave that may, at once."""
+        for request in self.requests.values():
+            if frame := request.text(now, 0.0):
+                self._out.put(frame)
+        self._out.send()
 
     def _send(self, request: Answering, now: float, flush: float) -> None:
         if frame := request.text(now, flush):

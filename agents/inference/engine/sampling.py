@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from xnai.agents.inference.requests import TokenLogprob
 REMEMBERED = 64  # tokens that the penalties look back at
 _WIDEST = 1024  # candidates for top_p and min_p: over a whole vocabulary they cost more than the token itself
 _SEEDS = (1 << 32) - 1
-_STEP = 0x9E3779B9
+_STEP = 0x9E3779B9  # the golden ratio of all: no two seeds of an answer are near
 
 
 class Sampler:
@@ -30,20 +31,41 @@ class Sampler:
 
     def __init__(self, context: Context, chain: Any, *, seed: int | None, remembers: bool) -> None:
         self._context, self._chain, self._seed, self.remembers = context, chain, seed, remembers
+        self._drawn = 0
 
     def choose(self, row: int, place: int, *, again: bool = False) -> int:
         """The token that follows a row of the last batch, at a place of the answer, 0 for the first.
 
-        Chance has a seed of its own at each place, so that an answer goes on in another engine, behind what
-        was said, as it would have here. `again`: the first choice was refused; another one has to be drawn.
+        Chance draws once for each place, so that an answer goes on in another engine, behind what was said,
+        as it would have here. `again`: the first choice was refused; another one is drawn, by another seed.
         """
         if self._chain is None:
             return int(self._context.logits(row).argmax())
-        if self._seed is not None:
-            last = lib.llama_sampler_chain_n(self._chain) - 1
-            lib.llama_sampler_free(lib.llama_sampler_chain_remove(self._chain, last))
-            lib.llama_sampler_chain_add(self._chain, _chance(self._seed, 2 * place + again))
+        if self._seed is None:
+            return self._context.sample(self._chain, row)
+        if again:
+            return self._choose_again(self._seed, row, place)
+        if self._drawn < place:
+            self._skip(place - self._drawn)
+        self._drawn = place + 1
         return self._context.sample(self._chain, row)
+
+    def _choose_again(self, seed: int, row: int, place: int) -> int:
+        last = lib.llama_sampler_chain_n(self._chain) - 1
+        usual = lib.llama_sampler_chain_remove(self._chain, last)
+        lib.llama_sampler_chain_add(self._chain, _chance(seed + (place + 1) * _STEP))
+        token = self._context.sample(self._chain, row)
+        lib.llama_sampler_free(lib.llama_sampler_chain_remove(self._chain, last))
+        lib.llama_sampler_chain_add(self._chain, usual)
+        return token
+
+    def _skip(self, places: int) -> None:
+        """Draws for places at which nothing was chosen: llama.cpp draws once, also from one candidate."""
+        chance = lib.llama_sampler_chain_get(self._chain, lib.llama_sampler_chain_n(self._chain) - 1)
+        only = lib.llama_token_data(0, 0.0, 0.0)
+        candidates = lib.llama_token_data_array(ctypes.pointer(only), 1, -1, False)
+        for _ in range(places):
+            lib.llama_sampler_apply(chance, ctypes.byref(candidates))
 
     def accept(self, token: int) -> None:
         """This token follows, and was not chosen here."""
@@ -94,12 +116,11 @@ def _links(sampling: Sampling, size: int, *, penalties: bool) -> Iterator[Any]:
     if sampling.min_p > 0:
         yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
     yield lib.llama_sampler_init_temp(sampling.temperature)
-    yield _chance(sampling.seed, 0)
+    yield _chance(sampling.seed)
 
 
-def _chance(seed: int, draw: int) -> Any:
-    # llama.cpp takes the last seed to mean any. The step is the golden ratio of all: no two draws are near.
-    return lib.llama_sampler_init_dist((seed + draw * _STEP) % _SEEDS)
+def _chance(seed: int) -> Any:
+    return lib.llama_sampler_init_dist(seed % _SEEDS)  # llama.cpp takes the one behind these to mean any
 
 
 def logprob_of(
