@@ -87,12 +87,12 @@ def test_an_urgent_prompt_is_not_read_together_with_one_below_it() -> None:
 def test_after_a_step_for_an_urgent_prompt_alone_the_answers_come_first() -> None:
     engine = Engine(Limits(slots=3))
     answer = engine.send(new_job(1, limit=50))
-    engine.send(new_job(2, prompt=58, lane=URGENT, limit=2, arrived=0.2))
+    engine.send(new_job(2, prompt=54, lane=URGENT, limit=2, arrived=0.2))
     engine.send(new_job(3, prompt=4, lane=BACKGROUND, arrived=0.13))
     steps: list[list[tuple[int, int]]] = []
     engine.watch = lambda made: steps.append(made.rows)
     engine.run()
-    urgent = steps.index([(2, 58)])
+    urgent = steps.index([(2, 54)])
     assert steps[urgent + 1] == [(1, 0), (2, 0)]
     assert answer.longest_gap <= LIMITS.gap
 
@@ -427,5 +427,5 @@ def test_the_estimates_of_the_worked_example_are_what_is_told() -> None:
     lone, took = alone(new_job(2, 1500)).first, 4.10 - 1.0
     assert f"would take {lone:.2f} s alone and takes {took:.2f} s" in text
     writer = engine.stories[2].job
-    engine.run(until=4.64)
+    engine.run(until=4.65)
     assert f"the other one {engine.ledger.used(writer):,.0f} tokens" in text

@@ -142,8 +142,10 @@ class TextModel:
         self._tell(began)
         if not rows:
             return None if chosen.wake is None else max(0.0, chosen.wake - began)
-        if (prompts := sum(tokens for _, tokens in chosen.rows)) and self._takes_long(prompts):
-            self._say_all(began)
+        # The more streams, the longer each gathers: otherwise the cores are spent on messages.
+        flush = self._flush * max(1.0, len(rows) / _STREAMS)
+        if reading := self._reading(rows):
+            self._say_before(began, flush - reading)
         alone = len(rows) == 1
         self.computing = frozenset(row.request.ask.id for row in rows if alone or row.request.job.todo)
         done = self.context.decode(self._batch)
@@ -158,8 +160,6 @@ class TextModel:
         else:
             for row in rows:
                 self._find_out(row.request)
-        # The more streams, the longer each gathers: otherwise the cores are spent on messages.
-        flush = self._flush * max(1.0, len(rows) / _STREAMS)
         for row in rows:
             self._send(row.request, now, flush)
         return 0.0
@@ -336,16 +336,16 @@ class TextModel:
         elif decodes > 1:
             self._wasted = 0.0
 
-    def _takes_long(self, prompts: int) -> bool:
-        """Whether what was said should not wait for a step with so many tokens of prompts."""
-        return self.speeds.prefill(prompts) > self.limits.gap / 2
+    def _reading(self, rows: Sequence[Row]) -> float:
+        """Seconds for the pieces of prompts in a batch, as far as is known."""
+        return sum(self.speeds.prefill(row.tokens, row.request.held) for row in rows if row.request.job.todo)
 
     # Speaking
 
-    def _say_all(self, now: float) -> None:
-        """Lets all text leave that may, at once."""
+    def _say_before(self, now: float, flush: float) -> None:
+        """Lets text leave that would otherwise wait too long for the step that follows."""
         for request in self.requests.values():
-            if frame := request.text(now, 0.0):
+            if frame := request.text(now, flush):
                 self._out.put(frame)
         self._out.send()
 

@@ -12,7 +12,7 @@ import msgspec
 from xnai.agents.inference.engine.jobs import BACKGROUND, FOREVER, URGENT, Job, Jobs, Limits, Phase, order
 from xnai.agents.inference.engine.speeds import Speeds
 
-MARGIN = 0.9  # of the gap is planned for: a step also samples, and sends what it made
+MARGIN = 0.85  # of the gap is planned for: a step also samples, and sends what it made
 
 
 class Plan(msgspec.Struct, kw_only=True):
