@@ -1,8 +1,8 @@
 """A stream over a socket of this machine.
 
 anyio's own for Unix sockets sets a future that may be cancelled already, where on uvloop data comes in the
-moment in which its reader is cancelled: the loop then reports an error that is none, to
-whoever reads the terminal.
+moment in which its reader is cancelled: the loop then reports an error that is none, to whoever reads the
+terminal.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ async def open_transport(
     Once open, a lost link is looked for without end and found again.
 
     Raises:
-        NoBus: nothing answers there.
+        NoBus: nothing answers there, or what does breaks off each time.
         NotAllowed: the key is missing, or the broker does not take it or the token, or offers no JetStream.
         ServerTooOld: it is older than 2.12.
         InvalidArgument: `url` is no address.

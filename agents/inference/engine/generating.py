@@ -319,22 +319,23 @@ class TextModel:
             if not rows[0].sure:
                 self._costs.observe(rows[0].tokens, took)
             if not rows[0].guess:
-                self.speeds.observe(1, 0, 0, took)
-                self.expected += self.usual.decode(1)
-                self.took += took
+                self._learn(took, decodes=1)
             return
         answers = [row.request.sequence for row in rows if not row.request.job.todo]
         prompts = [row for row in rows if row.request.job.todo]
         prefill = sum(row.tokens for row in prompts)
         depth = max((row.request.held for row in prompts), default=0)
         decodes, goes = len(answers), groups(answers, [row.request.sequence for row in prompts]) or 1
-        self.speeds.observe(decodes, prefill, depth, took, groups=goes)
-        self.expected += self.usual.decode(decodes, goes) + self.usual.prefill(prefill, depth)
-        self.took += took
+        self._learn(took, decodes=decodes, goes=goes, prefill=prefill, depth=depth)
         if goes > 1:
             self._wasted += self.speeds.decode(decodes, goes) - self.speeds.decode(decodes)
         elif decodes > 1:
             self._wasted = 0.0
+
+    def _learn(self, took: float, *, decodes: int, goes: int = 1, prefill: int = 0, depth: int = 0) -> None:
+        self.speeds.observe(decodes, prefill, depth, took, groups=goes)
+        self.expected += self.usual.decode(decodes, goes) + self.usual.prefill(prefill, depth)
+        self.took += took
 
     def _reading(self, rows: Sequence[Row]) -> float:
         """Seconds for the pieces of prompts in a batch, as far as is known."""
