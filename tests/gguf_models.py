@@ -32,13 +32,15 @@ def write_model(
     seed: int = 0,
     script: Sequence[str] = (),
     context: int = 512,
+    head: int = _WIDTH // _HEADS,
     chat_template: str | None = CHAT_TEMPLATE,
 ) -> Path:
     """Writes a model of llama's architecture that generates text, and returns its path.
 
     Without a script it says anything, the same for the same seed. A script is a list of words of the
     vocabulary of which none comes twice: after each of them the likeliest token is the next one, so that a
-    prompt that ends with the first makes it say the others. `</s>` ends an answer.
+    prompt that ends with the first makes it say the others. `</s>` ends an answer. `head` is
+    the length of a key and of a value.
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(context)
@@ -48,12 +50,14 @@ def write_model(
     writer.add_head_count(_HEADS)
     writer.add_head_count_kv(_KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(_WIDTH // _HEADS)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     _add_vocabulary(writer)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    for name, array in _weights(np.random.default_rng(seed), script).items():
+    for name, array in _weights(np.random.default_rng(seed), script, head).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -76,7 +80,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_add_space_prefix(False)
 
 
-def _weights(random: np.random.Generator, script: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def _weights(random: np.random.Generator, script: Sequence[str], head: int) -> dict[str, NDArray[np.float32]]:
     def normal(rows: int, columns: int, deviation: float) -> NDArray[np.float32]:
         return (random.standard_normal((rows, columns)) * deviation).astype(np.float32)
 
@@ -87,15 +91,15 @@ def _weights(random: np.random.Generator, script: Sequence[str]) -> dict[str, ND
         heads[WORDS.index(following)] = words[WORDS.index(word)]
     weights = {"token_embd.weight": words, "output.weight": heads, "output_norm.weight": one}
     # A script holds as long as the layers add little to the word that they stand on.
-    out, narrow, kv = (0.01 if script else 0.5) * _WIDTH**-0.5, _WIDTH**-0.5, _WIDTH // _HEADS * _KV_HEADS
+    out, narrow = (0.01 if script else 0.5) * _WIDTH**-0.5, _WIDTH**-0.5
     for layer in range(_LAYERS):
         block = {
             "attn_norm": one,
             "ffn_norm": one,
-            "attn_q": normal(_WIDTH, _WIDTH, narrow),
-            "attn_k": normal(kv, _WIDTH, narrow),
-            "attn_v": normal(kv, _WIDTH, narrow),
-            "attn_output": normal(_WIDTH, _WIDTH, out),
+            "attn_q": normal(_HEADS * head, _WIDTH, narrow),
+            "attn_k": normal(_KV_HEADS * head, _WIDTH, narrow),
+            "attn_v": normal(_KV_HEADS * head, _WIDTH, narrow),
+            "attn_output": normal(_WIDTH, _HEADS * head, out),
             "ffn_gate": normal(_FEED_FORWARD, _WIDTH, narrow),
             "ffn_up": normal(_FEED_FORWARD, _WIDTH, narrow),
             "ffn_down": normal(_WIDTH, _FEED_FORWARD, out),

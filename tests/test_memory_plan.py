@@ -44,18 +44,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "model.gguf", context=8192)
 
 
-def test_the_plan_is_never_less_than_what_llama_cpp_allocates_and_not_much_more(model: Path) -> None:
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose heads are together wider than what goes from layer to layer, as in some small ones."""
+    return write_model(tmp_path_factory.mktemp("models") / "wide.gguf", context=8192, head=64)
+
+
+@pytest.mark.parametrize("which", ["model", "wide"])
+def test_the_plan_is_never_less_than_what_llama_cpp_allocates_and_not_much_more(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(which)
     ways = [(512, 1, 512, 0), (4096, 1, 512, 0), (2048, 4, 64, 0), (1000, 3, 256, 1), (8192, 2, 512, 1)]
-    command = [sys.executable, "-c", ALLOCATE, str(model), json.dumps(ways)]
+    command = [sys.executable, "-c", ALLOCATE, str(path), json.dumps(ways)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    info = read_gguf(model)
+    info = read_gguf(path)
     for line, (context, sequences, batch, flash) in zip(done.stdout.splitlines(), ways, strict=True):
         sizes = json.loads(line)
         plan = plan_memory(info, context, sequences, batch=batch, flash=bool(flash))
         assert plan.kv / MIB == pytest.approx(sizes["KV"], abs=0.01)
         buffers = sizes["compute"] + sizes["output"]
         assert buffers - 0.02 <= plan.compute / MIB <= 2.5 * buffers
-    assert info.tensor_bytes < model.stat().st_size
+    assert info.tensor_bytes < path.stat().st_size
 
 
 def test_keys_and_values_are_counted_by_layers_heads_and_their_sizes(model: Path) -> None:

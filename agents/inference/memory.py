@@ -110,7 +110,8 @@ def _compute(info: GgufInfo, cells: int, tokens: int, *, flash: bool) -> int:
     attention = 0 if flash else info.heads * cells
     feed_forward = 2 * info.feed_forward * max(info.experts_used, 1)
     heads = max(info.kv_heads, default=0)
-    beside = 5 * info.embedding + heads * (info.key_length + info.value_length)
+    width = max(info.embedding, info.heads * info.key_length)
+    beside = 5 * width + heads * (info.key_length + info.value_length)
     largest = max(attention, info.vocabulary, feed_forward)
     mask = cells if info.causal else tokens
     return _FLOAT * tokens * (largest + mask + beside)
