@@ -122,9 +122,13 @@ class Answering:
         if not self._text.stopped:
             self._pending.append(self._text.flush())
 
+    def due(self, now: float, flush: float) -> bool:
+        """Whether there is text that has gathered for so long, or is the first."""
+        return now - self._flushed >= flush and bool(self._tokens or self._pending)
+
     def text(self, now: float, flush: float) -> Text | None:
         """What may leave now, if anything: the first piece at once, then what has gathered for so long."""
-        if not (self._tokens or self._pending) or (self.finish is None and now - self._flushed < flush):
+        if not self.due(now, flush) and (self.finish is None or not (self._tokens or self._pending)):
             return None
         frame = Text(self.ask.id, "".join(self._pending), tuple(self._tokens), tuple(self._logprobs))
         self._pending, self._tokens, self._logprobs, self._flushed = [], [], [], now
