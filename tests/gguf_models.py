@@ -39,8 +39,8 @@ def write_model(
 
     Without a script it says anything, the same for the same seed. A script is a list of words of the
     vocabulary of which none comes twice: after each of them the likeliest token is the next one, so that a
-    prompt that ends with the first makes it say the others. `</s>` ends an answer. `head` is
-    the length of a key and of a value.
+    prompt that ends with the first makes it say the others. `</s>` ends an answer. `head` is the
+    length of a key and of a value.
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(context)

@@ -50,7 +50,7 @@ from xnai.protocol import InvalidPayload, InvalidSettings
 __all__ = ["InferenceSettings", "ModelSettings", "agent", "configure"]
 
 _LONGEST_ANSWER = 3600.0  # seconds
-_COALESCE = 1.0  # seconds of text in a stored event: it has left before, and storing costs cores that compute
+_COALESCE = 1.0  # seconds of chunks in a stored event; each has left at once, and storing takes the cores
 _DECIMALS = 7  # of a vector's numbers: what float32 holds of them, in half of the bytes
 _TEXTS = 256  # that are asked for in one frame
 

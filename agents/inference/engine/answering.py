@@ -123,12 +123,13 @@ class Answering:
             self._pending.append(self._text.flush())
 
     def due(self, now: float, flush: float) -> bool:
-        """Whether there is text that has gathered for so long, or is the first."""
-        return now - self._flushed >= flush and bool(self._tokens or self._pending)
+        """Whether there is text that is the first, or the last, or has gathered for so long."""
+        ripe = self.finish is not None or now - self._flushed >= flush
+        return ripe and bool(self._tokens or self._pending)
 
     def text(self, now: float, flush: float) -> Text | None:
-        """What may leave now, if anything: the first piece at once, then what has gathered for so long."""
-        if not self.due(now, flush) and (self.finish is None or not (self._tokens or self._pending)):
+        """What may leave now, if it is due."""
+        if not self.due(now, flush):
             return None
         frame = Text(self.ask.id, "".join(self._pending), tuple(self._tokens), tuple(self._logprobs))
         self._pending, self._tokens, self._logprobs, self._flushed = [], [], [], now
