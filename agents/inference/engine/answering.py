@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from xnai.agents.inference.engine.batches import Tokens
 from xnai.agents.inference.engine.jobs import Job
-from xnai.agents.inference.engine.llama import Vocabulary
+from xnai.agents.inference.engine.llama import Context, Vocabulary
 from xnai.agents.inference.engine.text import TextStream
 from xnai.agents.inference.frames import Done, Generate, Refused, Text
 from xnai.agents.inference.requests import Finish, TokenLogprob
@@ -30,6 +31,7 @@ class Answering:
         sequence: where it is computed, NOWHERE while it waits.
         held: tokens of it that are in the KV cache.
         next: the token chosen last, which is not there yet.
+        flushed: when text of it left last, before the first is long ago.
         finish: None while it goes on.
         refusal: why it cannot go on to its end.
     """
@@ -55,9 +57,10 @@ class Answering:
             self._text.push(vocabulary.piece(token))
         self._cached = 0
         self._started = self._first = self._last = 0.0
-        self._flushed = -1.0
+        self.flushed = -1.0
         self._pending: list[str] = []
         self._tokens: list[int] = []
+        self._spelled = 0  # how many of them are in what is pending
         self._logprobs: list[TokenLogprob] = []
         if ask.said and (self._text.stopped or self._made >= self._limit):
             self.finish = "stop" if self._text.stopped else "length"
@@ -95,6 +98,29 @@ class Answering:
         self.held += computed
         self.job.todo = max(0, self.job.todo - computed)
 
+    def choose(self, context: Context, row: int) -> int:
+        """The token that follows a row of the last batch, by its sampler and its rule.
+
+        Raises RuleInvalid: the rule has become too costly, or leads nowhere.
+        """
+        sampler, matcher = self.sampler, self.matcher
+        if sampler is None:
+            raise AssertionError("a request without a sampler")
+        if matcher is None:
+            return sampler.choose(row, self._made)
+        if forced := matcher.forced:
+            sampler.accept(forced[0])
+            matcher.advance(forced[0])
+            return forced[0]
+        if sampler.remembers:  # what was refused must not be remembered
+            matcher.mask(context.logits(row))
+        token = sampler.choose(row, self._made)
+        if not matcher.allows(token):
+            matcher.mask(context.logits(row))
+            token = sampler.choose(row, self._made, again=True)
+        matcher.advance(token)
+        return token
+
     def say(self, token: int, now: float, logprob: TokenLogprob | None = None) -> None:
         """The next token was chosen."""
         if not self._first:
@@ -110,7 +136,8 @@ class Answering:
         self._tokens.append(token)
         if logprob:
             self._logprobs.append(logprob)
-        self._pending.append(self._text.push(self._vocabulary.piece(token)))
+        if self.ask.stop:
+            self._spell()
         if self._text.stopped:
             self.conclude("stop")
         elif self._made >= self._limit:
@@ -119,20 +146,29 @@ class Answering:
     def conclude(self, finish: Finish) -> None:
         """It ends here; what was held back may leave."""
         self.finish = finish
+        self._spell()
         if not self._text.stopped:
             self._pending.append(self._text.flush())
 
+    def _spell(self) -> None:
+        """Makes text of the tokens: where no stop string may be in it, of many together, as it leaves."""
+        if tokens := self._tokens[self._spelled :]:
+            self._pending.append(self._text.push(b"".join(map(self._vocabulary.piece, tokens))))
+            self._spelled = len(self._tokens)
+
     def due(self, now: float, flush: float) -> bool:
         """Whether there is text that is the first, or the last, or has gathered for so long."""
-        ripe = self.finish is not None or now - self._flushed >= flush
+        ripe = self.finish is not None or now - self.flushed >= flush
         return ripe and bool(self._tokens or self._pending)
 
     def text(self, now: float, flush: float) -> Text | None:
         """What may leave now, if it is due."""
         if not self.due(now, flush):
             return None
+        self._spell()
         frame = Text(self.ask.id, "".join(self._pending), tuple(self._tokens), tuple(self._logprobs))
-        self._pending, self._tokens, self._logprobs, self._flushed = [], [], [], now
+        self._pending, self._tokens, self._logprobs, self.flushed = [], [], [], now
+        self._spelled = 0
         return frame
 
     def done(self) -> Done:
@@ -147,3 +183,19 @@ class Answering:
             first=max(0.0, self._first - self.job.arrived),
             took=self._last - self._first,
         )
+
+
+class Row(NamedTuple):
+    """What one request has in a batch.
+
+    Attributes:
+        tokens: of its prompt, or one of its answer, with those that were guessed to follow.
+        row: of the last logits, -1 for none.
+        guess: the tokens at its end. sure: they are no guess, because its rule allows nothing else.
+    """
+
+    request: Answering
+    tokens: int
+    row: int
+    guess: Sequence[int] = ()
+    sure: bool = False

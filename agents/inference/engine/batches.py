@@ -62,3 +62,8 @@ class Batch:
             self._wanted[end - wanted : end] = 1
         self.size = end
         return end - 1
+
+    def go_on(self, tokens: Sequence[int]) -> None:
+        """One token for each sequence, behind the one that stands here: all rows are of one token each."""
+        self._token[: self.size] = tokens
+        self._position[: self.size] += 1

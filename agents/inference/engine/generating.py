@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from xnai.agents.inference.engine.admission import admit, positions
-from xnai.agents.inference.engine.answering import NOWHERE, Answering
+from xnai.agents.inference.engine.answering import NOWHERE, Answering, Row
 from xnai.agents.inference.engine.batches import Batch, Tokens
-from xnai.agents.inference.engine.drafts import WIDEST, Costs, Drafts
+from xnai.agents.inference.engine.drafts import WIDEST, Drafts
 from xnai.agents.inference.engine.jobs import Jobs, Ledger, Limits, Phase, job_of
 from xnai.agents.inference.engine.llama import Context
+from xnai.agents.inference.engine.metering import Meter, work_of
 from xnai.agents.inference.engine.neighbours import groups
 from xnai.agents.inference.engine.outbox import Outbox
 from xnai.agents.inference.engine.sampling import logprob_of, sampler_of
@@ -27,23 +28,8 @@ if TYPE_CHECKING:
 _PART = 128  # tokens of a prompt that are computed at once, about
 _STREAMS = 8  # whose text is gathered no longer than asked for
 _TOGETHER = 0.5  # of that time after which text leaves with that of others: whoever is woken up does more
+_LONGEST = 0.25  # seconds until it is looked who else is there, whatever is computed
 _TOLD = 0.25  # seconds between two words on who stands where in the queue
-
-
-class Row(NamedTuple):
-    """What one request has in a batch.
-
-    Attributes:
-        tokens: of its prompt, or one of its answer, with those that were guessed to follow.
-        row: of the last logits, -1 for none.
-        guess: the tokens at its end. sure: they are no guess, because its rule allows nothing else.
-    """
-
-    request: Answering
-    tokens: int
-    row: int
-    guess: Sequence[int] = ()
-    sure: bool = False
 
 
 class TextModel:
@@ -52,8 +38,8 @@ class TextModel:
     Attributes:
         computing: the ids of the requests for which the batch that is computed now may be broken off: those
             whose prompts are in it, and one that is alone. Read by the thread that reads.
-        usual: what steps cost on the quiet machine.
-        expected, took: seconds that steps would have taken there, and did take.
+        meter: what the batches took.
+        generated: tokens of answers.
     """
 
     def __init__(
@@ -70,7 +56,7 @@ class TextModel:
         flush: float,
     ) -> None:
         self.context, self.streams, self.limits, self.speeds = context, streams, limits, speeds
-        self.usual, self.expected, self.took = usual, 0.0, 0.0
+        self.meter = Meter(speeds, usual)
         self.computing: frozenset[int] = frozenset()
         self.requests: dict[int, Answering] = {}
         self.steps = self.generated = 0
@@ -79,9 +65,7 @@ class TextModel:
         self._ledger, self._out, self._clock, self._flush = ledger, out, clock, flush
         self._vocabulary = context.weights.vocabulary
         self._batch = Batch(limits.batch)
-        self._costs = Costs()
         self._stale = False
-        self._wasted = 0.0  # seconds, since those that run were last neighbours
         self._told = 0.0
         self._places: dict[int, int] = {}
 
@@ -129,16 +113,20 @@ class TextModel:
 
     # Computing
 
-    def step(self) -> float | None:
-        """Computes one batch; 0 if there may be another, else in how many seconds; None if nobody waits."""
+    def step(self, others: Callable[[], bool] = lambda: True) -> float | None:
+        """Computes one batch, and further ones of the same requests as long as nothing has to be decided.
+
+        `others` says whether somebody else wants something.
+
+        Returns 0 if there may be another, else in how many seconds; None if nobody waits.
+        """
         began = self._clock()
         self._look_for_prefixes()
         chosen = plan(self.jobs, self.speeds, began, self.limits)
         self._obey(chosen, began)
         if chosen.start:  # what was cached of their prompts could not all be used, perhaps
             chosen.rows = batch_rows(self.jobs.running, self.speeds, began, self.limits)
-        if self._wasted:
-            self._bring_together()
+        self._bring_together()
         rows = list(self._fill(chosen.rows))
         self._tell(began)
         if not rows:
@@ -147,25 +135,57 @@ class TextModel:
         flush = self._flush * max(1.0, len(rows) / _STREAMS)
         if reading := self._reading(rows):
             self._say_before(began, flush - reading)
-        alone = len(rows) == 1
-        self.computing = frozenset(row.request.ask.id for row in rows if alone or row.request.job.todo)
-        done = self.context.decode(self._batch)
-        self.computing = frozenset()
-        now = self._clock()
-        self.steps += 1
-        self.busy += now - began
-        if done:
-            self._measure(rows, now - began)
-            for row in rows:
-                self._advance(row, now)
-        else:
-            for row in rows:
-                self._find_out(row.request)
+        now = self._compute(rows, began, self._until(rows, began, flush), others)
         if any(row.request.due(now, flush) for row in rows):
             flush *= _TOGETHER
         for row in rows:
             self._send(row.request, now, flush)
         return 0.0
+
+    def _until(self, rows: Sequence[Row], now: float, flush: float) -> float:
+        """How long the same requests may go on: until there is text to send, or a deadline, or at once."""
+        if any(row.guess or row.request.job.todo for row in rows):
+            return now  # the next rows are others
+        due = min(row.request.flushed for row in rows) + flush
+        return min(due, self.jobs.soonest, now + _LONGEST)
+
+    def _compute(self, rows: Sequence[Row], began: float, until: float, others: Callable[[], bool]) -> float:
+        """Computes the batch, and while nothing comes between the tokens that follow; when it was done."""
+        work, held = work_of(rows), [row.request.held for row in rows]
+        alone = len(rows) == 1
+        self.computing = frozenset(row.request.ask.id for row in rows if alone or row.request.job.todo)
+        now, steps = began, 0
+        while done := self.context.decode(self._batch):
+            now = self._clock()
+            steps += 1
+            for row in rows:
+                self._advance(row, now)
+            if now >= until or others() or not self._go_on(rows):
+                break
+        self.computing = frozenset()
+        if steps:
+            self.meter.learn(work, now - began, steps)
+            for row, before in zip(rows, held, strict=True):
+                request = row.request
+                self.streams.hold(request.sequence, request.content[before : request.held])
+                self._ledger.charge(request.job, row.tokens + steps - 1)
+        if not done:
+            now = self._clock()
+            for row in rows:
+                self._find_out(row.request)
+        self.steps += steps + (not done)
+        self.busy += now - began
+        return now
+
+    def _go_on(self, rows: Sequence[Row]) -> bool:
+        """Makes a batch of the tokens that were chosen last, if that is all that these requests need."""
+        requests = [row.request for row in rows]
+        if any(request.finish or request.refusal for request in requests):
+            return False
+        if len(rows) == 1 and self._guess(requests[0])[0]:
+            return False
+        self._batch.go_on([request.next for request in requests])
+        return True
 
     def _look_for_prefixes(self) -> None:
         """What is cached of those that wait, where that has changed."""
@@ -204,10 +224,16 @@ class TextModel:
         return opening
 
     def _bring_together(self) -> None:
-        """Makes neighbours of those that run, once it has cost as much that they are none."""
-        computing = {self.requests[job.id].sequence for job in self.jobs.running}
-        if moved := self.streams.bring_together(computing, self._wasted):
-            self._wasted = 0.0
+        """Makes neighbours of those that run, if that costs less than what it costs that they are none."""
+        running = self.jobs.running
+        computing = {self.requests[job.id].sequence for job in running}
+        if (goes := groups(computing)) < 2:
+            return
+        each = self.speeds.decode(len(running), goes) - self.speeds.decode(len(running))
+        until_one_ends = min(self.speeds.left(job.made, job.limit) for job in running)
+        worth = self.meter.wasted + each * until_one_ends
+        if moved := self.streams.bring_together(computing, worth):
+            self.meter.wasted = 0.0
             for request in self.requests.values():
                 request.sequence = moved.get(request.sequence, request.sequence)
 
@@ -247,7 +273,7 @@ class TextModel:
         if request.matcher and (forced := request.matcher.forced):
             return forced[: min(WIDEST, request.room - 1)], True
         if request.drafts is None:
-            request.drafts = Drafts(self._costs)
+            request.drafts = Drafts(self.meter.costs)
         return request.drafts.guess(request.content, request.room - 1), False
 
     def _advance(self, row: Row, now: float) -> None:
@@ -266,8 +292,6 @@ class TextModel:
                 self.streams.cut(request.sequence, before + computed + right)
                 computed += right
         request.advance(computed)
-        self.streams.hold(request.sequence, request.content[before : request.held])
-        self._ledger.charge(request.job, row.tokens)
 
     def _say(self, row: Row, now: float) -> int:
         """Chooses the next token, and as long as the guess was right the one after it; how often it was."""
@@ -277,7 +301,7 @@ class TextModel:
             logits = (
                 None if wanted is None else self.context.logits(first + right).copy()
             )  # a rule masks them
-            token = self._choose(request, first + right)
+            token = request.choose(self.context, first + right)
             if logits is not None and wanted is not None and not self._vocabulary.is_end(token):
                 logprob = logprob_of(token, logits, wanted, self._vocabulary)
             request.say(token, now, logprob)
@@ -288,25 +312,6 @@ class TextModel:
                 return right
         raise AssertionError("unreachable")
 
-    def _choose(self, request: Answering, row: int) -> int:
-        sampler, matcher, place = request.sampler, request.matcher, request.job.made
-        if sampler is None:
-            raise AssertionError("a request without a sampler")
-        if matcher is None:
-            return sampler.choose(row, place)
-        if forced := matcher.forced:
-            sampler.accept(forced[0])
-            matcher.advance(forced[0])
-            return forced[0]
-        if sampler.remembers:  # what was refused must not be remembered
-            matcher.mask(self.context.logits(row))
-        token = sampler.choose(row, place)
-        if not matcher.allows(token):
-            matcher.mask(self.context.logits(row))
-            token = sampler.choose(row, place, again=True)
-        matcher.advance(token)
-        return token
-
     def _find_out(self, request: Answering) -> None:
         """After an abort: what the sequence holds now."""
         length = self.streams.length(request.sequence)
@@ -316,29 +321,6 @@ class TextModel:
             request.advance(computed)
             self.streams.hold(request.sequence, request.content[request.held - computed : request.held])
         self.streams.cut(request.sequence, request.held)
-
-    def _measure(self, rows: Sequence[Row], took: float) -> None:
-        if len(rows) == 1 and not rows[0].request.job.todo:
-            if not rows[0].sure:
-                self._costs.observe(rows[0].tokens, took)
-            if not rows[0].guess:
-                self._learn(took, decodes=1)
-            return
-        answers = [row.request.sequence for row in rows if not row.request.job.todo]
-        prompts = [row for row in rows if row.request.job.todo]
-        prefill = sum(row.tokens for row in prompts)
-        depth = max((row.request.held for row in prompts), default=0)
-        decodes, goes = len(answers), groups(answers, [row.request.sequence for row in prompts]) or 1
-        self._learn(took, decodes=decodes, goes=goes, prefill=prefill, depth=depth)
-        if goes > 1:
-            self._wasted += self.speeds.decode(decodes, goes) - self.speeds.decode(decodes)
-        elif decodes > 1:
-            self._wasted = 0.0
-
-    def _learn(self, took: float, *, decodes: int, goes: int = 1, prefill: int = 0, depth: int = 0) -> None:
-        self.speeds.observe(decodes, prefill, depth, took, groups=goes)
-        self.expected += self.usual.decode(decodes, goes) + self.usual.prefill(prefill, depth)
-        self.took += took
 
     def _reading(self, rows: Sequence[Row]) -> float:
         """Seconds for the pieces of prompts in a batch, as far as is known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -158,8 +159,10 @@ class Engine:
         chosen = waiting[name]
         began = self._clock()
         model = chosen.model
-        # An answer goes on between two batches of texts.
-        pause = model.step(self._gap / 2) if several and isinstance(model, VectorModel) else model.step()
+        if isinstance(model, TextModel):
+            pause = model.step(lambda: several or not self.inbox.empty())
+        else:
+            pause = model.step(self._gap / 2 if several else math.inf)  # an answer goes on between two
         chosen.used = self._clock()
         self._turns.charge(name, chosen.used - began)
         if several or pause == 0:
@@ -215,15 +218,16 @@ class Engine:
         whole = [0.0, 0.0]
         for each in self.models.loaded():
             model = each.model
-            if not isinstance(model, TextModel) or not model.took:
+            if not isinstance(model, TextModel) or not model.meter.took:
                 continue
-            pace = model.expected / model.took
+            meter = model.meter
+            pace = meter.expected / meter.took
             full = self._governor.threads == self.models.opener.most_threads
-            if full and self._others < ROOM and model.took >= _LEAST:
+            if full and self._others < ROOM and meter.took >= _LEAST:
                 each.quiet += _QUIET * (pace - each.quiet)
-            whole[0] += model.expected / each.quiet
-            whole[1] += model.took
-            model.expected = model.took = 0.0
+            whole[0] += meter.expected / each.quiet
+            whole[1] += meter.took
+            meter.expected = meter.took = 0.0
         return whole[0] / whole[1] if whole[1] >= _LEAST else 0.0
 
     def _limit(self, each: Loaded) -> None:
@@ -232,7 +236,7 @@ class Engine:
         if not isinstance(model, TextModel):
             return
         most = each.size[0]
-        bound = max(self._gap, 2 * model.usual.decode(most))
+        bound = max(self._gap, 2 * model.meter.usual.decode(most))
         slots = affordable(most, model.speeds.decode, bound) if self._governor.strained else most
         if slots > model.limits.slots:
             slots = model.limits.slots + 1  # the others may be back at once

@@ -102,9 +102,10 @@ class Rate:
     def __init__(self) -> None:
         self._tokens = self._seconds = 0.0
 
-    def count(self, tokens: int, seconds: float) -> None:
-        self._tokens = 0.98 * self._tokens + tokens
-        self._seconds = 0.98 * self._seconds + seconds
+    def count(self, tokens: int, seconds: float, steps: int = 1) -> None:
+        rest = 0.98**steps
+        self._tokens = rest * self._tokens + tokens
+        self._seconds = rest * self._seconds + seconds
 
     @property
     def value(self) -> float:
@@ -129,8 +130,13 @@ class Speeds:
         self.caution = 1.0
         self.answer = ANSWER  # tokens of an answer, as they were lately
 
-    def observe(self, decodes: int, prefill: int, depth: int, took: float, *, groups: int = 1) -> None:
-        """A step took `took` seconds. Of several chunks in it, the tokens of all and the mean depth."""
+    def observe(
+        self, decodes: int, prefill: int, depth: int, took: float, *, groups: int = 1, steps: int = 1
+    ) -> None:
+        """A step took `took` seconds. Of several chunks in it, the tokens of all and the mean depth.
+
+        Several `steps` without a prompt took so long each, in the mean.
+        """
         if took <= 0 or not (decodes or prefill):
             return
         if prefill or (groups, decodes) != self._alike:
@@ -142,16 +148,16 @@ class Speeds:
         if took > OUTLIER * expected and (self._prefilled.value or self._decoded.value):
             took = OUTLIER * expected
         if not prefill:
-            self._decoded.count(decodes, took)
-            self._collect(took)
+            self._decoded.count(steps * decodes, steps * took, steps)
+            self._collect(steps * took, steps)
             return
         alone = max(took - decoding, took * prefill / (prefill + 8 * decodes) / 2)
         self._prefill.learn((1.0, prefill, prefill * (depth + prefill / 2)), alone)
         self._prefilled.count(prefill, alone)
 
-    def _collect(self, took: float) -> None:
+    def _collect(self, took: float, steps: int) -> None:
         """Steps that are alike are learned from together, because fitting takes longer."""
-        self._steps += 1
+        self._steps += steps
         self._seconds += took
         if self._steps >= ALIKE or self.caution > SURPRISE:
             self._settle()
