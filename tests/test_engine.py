@@ -53,7 +53,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scripted(endless: Path) -> Iterator[EngineProcess]:
     """Two sequences compute."""
     with engine() as found:
-        found.open(endless, context=20_000, slots=2, kept=1)
+        found.open(endless, context=20_000, slots=2, kept=2)
         yield found
 
 
@@ -167,6 +167,21 @@ def test_an_urgent_request_goes_first_and_the_one_that_yields_goes_on_as_if_noth
             order.append(frame.id)
     assert order == [urgent, slow]
     assert alone.endswith("".join(found[slow]))
+
+
+def test_a_sender_that_has_all_slots_gives_one_to_another_and_goes_on_behind_it(
+    scripted: EngineProcess,
+) -> None:
+    greedy = [scripted.begin("t", 1_500, sender="greedy", cache=False) for _ in range(2)]
+    for id in greedy:
+        assert scripted.hear(id, Text)
+    other = scripted.begin("t", 12, sender="other")
+    done: dict[int, int] = {}  # in the order of their ends
+    while len(done) < 3:
+        if isinstance(frame := scripted.receive(), Done):
+            done[frame.id] = frame.tokens_out
+    assert next(iter(done)) == other
+    assert done == {other: 12, **dict.fromkeys(greedy, 1_500)}
 
 
 # Ends

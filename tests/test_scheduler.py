@@ -134,6 +134,55 @@ def test_an_urgent_request_takes_a_slot_and_the_answer_that_yields_goes_on_first
     assert young.tokens[-1] < normal.tokens[-1]
 
 
+def test_a_sender_without_a_slot_takes_one_of_a_sender_that_has_several() -> None:
+    engine = Engine(Limits(slots=2))
+    older = engine.send(new_job(1, sender="greedy", limit=500))
+    younger = engine.send(new_job(2, sender="greedy", limit=500, arrived=0.1))
+    other = engine.send(new_job(3, arrived=1.0, limit=20))
+    engine.run()
+    assert other.first <= 2 * alone(new_job(3)).first
+    assert (older.pauses, younger.pauses, other.pauses) == (0, 1, 0)
+    assert (younger.read, len(younger.tokens)) == (younger.job.prompt, 500)
+
+
+def test_a_sender_keeps_its_only_slot() -> None:
+    engine = Engine(Limits(slots=2))
+    for id, sender in enumerate("abc"):
+        engine.send(new_job(id, sender=sender, arrived=id / 10))
+    engine.run()
+    assert [engine.stories[id].pauses for id in range(3)] == [0, 0, 0]
+
+
+def test_what_was_set_aside_goes_on_when_it_is_the_turn_of_its_sender() -> None:
+    engine = Engine(Limits(slots=2))
+    for id, sender in enumerate(["greedy", "greedy", "greedy", "b", "c"]):
+        engine.send(new_job(id, sender=sender, limit=300, arrived=max(0, id - 2) / 10))
+    engine.run(until=0.5)
+    assert waiting(engine) == [4, 1, 2]
+    engine.run()
+    assert engine.stories[1].ended <= engine.stories[2].started  # type: ignore[operator]
+
+
+def test_no_more_are_set_aside_than_there_is_room_for() -> None:
+    engine = Engine(Limits(slots=4, aside=1))
+    for id in range(4):
+        engine.send(new_job(id, sender="greedy", limit=500))
+    others = [engine.send(new_job(10 + id, arrived=0.5, limit=500)) for id in range(2)]
+    engine.run(until=0.7)
+    assert [story.started is not None for story in others] == [True, False]
+    assert engine.jobs.aside == 1
+
+
+def test_a_deadline_that_only_a_slot_of_a_greedy_sender_can_meet_is_met() -> None:
+    engine = Engine(Limits(slots=2))
+    full(engine, 3, sender="greedy", limit=1000)
+    wanted = new_job(9, limit=10, arrived=engine.now, deadline=engine.now + 0.3)
+    assert admit(wanted, engine.jobs, engine.speeds, now=engine.now, limits=engine.limits) is None
+    assert engine.send(wanted).finish == ""
+    engine.run(until=engine.now + 1.0)
+    assert engine.stories[9].finish == "stop"
+
+
 def test_what_is_not_pausable_keeps_its_slot() -> None:
     engine = Engine(Limits(slots=1))
     engine.send(new_job(1, lane=BACKGROUND, pausable=False))

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from simulated_engine import Engine, Story, new_job
 
 from xnai.agents.inference.engine.admission import positions
-from xnai.agents.inference.engine.jobs import BACKGROUND, NORMAL, URGENT, Job, Limits
+from xnai.agents.inference.engine.jobs import (
+    BACKGROUND,
+    NORMAL,
+    URGENT,
+    Job,
+    Limits,
+    order,
+    surplus,
+)
 from xnai.agents.inference.engine.scheduling import Plan
 from xnai.agents.inference.engine.speeds import Figures
 
@@ -30,6 +38,7 @@ some_limits = st.builds(
     overtaking=st.sampled_from([0.1, 1.0]),
     aging=st.sampled_from([0.2, 1.0, 20.0]),
     share=st.integers(1, 8),
+    aside=st.integers(0, 3),
 )
 
 
@@ -86,6 +95,10 @@ def holds_always(engine: Engine) -> Callable[[Plan], None]:
             assert deadline is None or engine.now < deadline
         if any(job.lane == URGENT for job in engine.jobs.waiting):
             assert all(job.lane == URGENT or job.aged or not job.pausable for job in running.values())
+        first = next(order(engine.jobs, engine.speeds, engine.now, engine.limits), None)
+        if first and first.lane != URGENT and engine.jobs.aside < engine.limits.aside:
+            several = surplus(first, engine.jobs.running, engine.ledger)
+            assert all(job.id in made.start for job in several), "one has several slots, and another one none"
 
     return check
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import copy
 import heapq
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
-from xnai.agents.inference.engine.jobs import URGENT, Job, Jobs, Limits, Phase, order
+from xnai.agents.inference.engine.jobs import (
+    URGENT,
+    Job,
+    Jobs,
+    Limits,
+    Phase,
+    order,
+    surplus,
+    yielding,
+)
 from xnai.agents.inference.engine.speeds import Speeds
 from xnai.agents.inference.frames import Refused
 
@@ -72,13 +82,21 @@ def positions(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> list[Es
         read += _prefill(job, speeds) / reading
         free.append((read if job.todo else 0.0) + speeds.left(job.made, job.limit) * step)
     heapq.heapify(free)
-    yielding = sum(job.lane != URGENT and job.pausable and not job.aged for job in jobs.running)
+    running, aside = list(jobs.running), limits.aside - jobs.aside
     found = []
     for position, job in enumerate(waiting):
-        if job.lane == URGENT and yielding and free[0] > 0:
-            start, yielding = 0.0, yielding - 1
+        able: list[Job] = []
+        if free[0] > 0 and job.lane == URGENT:
+            able = yielding(running)
+        elif free[0] > 0 and aside > 0:
+            able = surplus(job, running, jobs.ledger)
+        if able:
+            start, aside = 0.0, aside - (job.lane != URGENT)
+            running.remove(able[0])
+            running.append(job)
         else:
             start = heapq.heappop(free)
+            aside = 0 if start else aside  # nobody goes before whoever waits here
         read = max(start, read) + _prefill(job, speeds) / reading
         found.append(Estimate(job.id, position, start, read))
         heapq.heappush(free, read + speeds.left(job.made, job.limit) * step)
@@ -103,6 +121,8 @@ def admit(job: Job, jobs: Jobs, speeds: Speeds, *, now: float, limits: Limits) -
         )
     if job.deadline is None:
         return None
+    if now + _at_most((*jobs.running, *jobs.waiting, job), speeds, limits) <= job.deadline:
+        return None  # as nearly always, and known without an order
     first = _first(job, jobs, speeds, now=now, limits=limits)
     if now + first <= job.deadline:
         return None
@@ -116,6 +136,12 @@ def _has_its_part(job: Job, waiting: list[Job], *, tokens: int, limits: Limits) 
     if len(waiting) >= limits.queue * SHARED and len(mine) >= limits.queue / parts:
         return True
     return tokens + job.prompt > limits.queue_tokens * SHARED and sum(mine) >= limits.queue_tokens / parts
+
+
+def _at_most(everybody: Iterable[Job], speeds: Speeds, limits: Limits) -> float:
+    """Seconds until all of these have ended, were they computed one after the other."""
+    step = speeds.decode(limits.slots)
+    return sum(_prefill(job, speeds) / SLOWEST + speeds.left(job.made, job.limit) * step for job in everybody)
 
 
 def _first(job: Job, jobs: Jobs, speeds: Speeds, *, now: float, limits: Limits) -> float:

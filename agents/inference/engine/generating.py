@@ -29,7 +29,7 @@ _PART = 128  # tokens of a prompt that are computed at once, about
 _STREAMS = 8  # whose text is gathered no longer than asked for
 _TOGETHER = 0.5  # of that time after which text leaves with that of others: whoever is woken up does more
 _LONGEST = 0.25  # seconds until it is looked who else is there, whatever is computed
-_TOLD = 0.25  # seconds between two words on who stands where in the queue
+_TOLD = 1.0  # seconds between two words on who stands where in the queue
 
 
 class TextModel:

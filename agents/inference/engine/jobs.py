@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import heapq
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -36,6 +37,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         overtaking: seconds of waiting after which nobody's cached prefix goes ahead of a request any more.
         aging: seconds of waiting after which a request may go first out of its turn ...
         share: ... which every so many starts is one.
+        aside: answers that may be set aside at a time, so that each sender has a slot.
         queue: requests that may wait.
         queue_tokens: tokens of the prompts that may wait; one request always may.
     """
@@ -50,6 +52,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     overtaking: float = 10.0
     aging: float = 20.0
     share: int = 8
+    aside: int = 3
     queue: int = 256
     queue_tokens: int = 262_144
 
@@ -65,11 +68,12 @@ class Job(msgspec.Struct, kw_only=True, eq=False):
         cached: tokens of the prompt that a kept prefix would save, while it is queued.
         limit, made: tokens of the answer: at most, and so far. A limit of 0 is a prompt that is only read.
         deadline: when it is of no use any more.
-        pausable: its KV sequence may wait while an urgent request computes.
+        pausable: its KV sequence may wait while another request computes.
         phase: changed by Jobs.
         since: when the phase began.
         served: when a step last computed something for it.
         aged: it went first out of its turn, and is not paused.
+        aside: it is paused for another sender, and goes on when it is the turn of its own.
     """
 
     id: int
@@ -89,6 +93,7 @@ class Job(msgspec.Struct, kw_only=True, eq=False):
     since: float = 0.0
     served: float = -FOREVER
     aged: bool = False
+    aside: bool = False
 
     @property
     def unread(self) -> int:
@@ -188,13 +193,13 @@ class Jobs:
         self.waiting.remove(job)
         self.urgent -= job.lane == URGENT
         self.running.append(job)
-        job.phase, job.since, job.aged = Phase.RUNNING, now, job.aged or aged
+        job.phase, job.since, job.aged, job.aside = Phase.RUNNING, now, job.aged or aged, False
         self.turns = 0 if aged else self.turns + 1
 
-    def pause(self, job: Job, now: float) -> None:
-        """It yields its slot, and keeps what it has."""
+    def pause(self, job: Job, now: float, *, aside: bool = False) -> None:
+        """It yields its slot, and keeps what it has; set aside, until it is the turn of its sender."""
         self.running.remove(job)
-        job.phase, job.since = Phase.PAUSED, now
+        job.phase, job.since, job.aside = Phase.PAUSED, now, aside
         self._wait(job)
 
     def remove(self, job: Job) -> None:
@@ -206,6 +211,11 @@ class Jobs:
             self.waiting.remove(job)
             self.urgent -= job.lane == URGENT
         self.ledger.leave(job)
+
+    @property
+    def aside(self) -> int:
+        """How many are set aside."""
+        return sum(job.aside for job in self.waiting)
 
     def _wait(self, job: Job) -> None:
         self.waiting.append(job)
@@ -221,17 +231,49 @@ def expected(job: Job, speeds: Speeds) -> float:
     return (job.unread + answer - (1 if job.unread and answer else 0)) / job.weight
 
 
+def yielding(running: Iterable[Job]) -> list[Job]:
+    """Those of whom one may yield to an urgent job."""
+    return [job for job in running if job.lane != URGENT and job.pausable and not job.aged]
+
+
+def surplus(job: Job, running: Sequence[Job], ledger: Ledger) -> list[Job]:
+    """Those of whom one may be set aside for this job, so that its sender has a slot.
+
+    They are of its lane, and their senders have several slots and used no less than its own. None if that has
+    a slot.
+    """
+    held = Counter(each.sender for each in running if each.lane == job.lane)
+    if job.sender in held:
+        return []
+    used = ledger.used(job)
+    return [
+        each
+        for each in yielding(running)
+        if each.lane == job.lane and held[each.sender] > 1 and ledger.used(each) >= used
+    ]
+
+
+def uneven(jobs: Jobs, running: Sequence[Job], limits: Limits) -> bool:
+    """Whether a sender waits without a slot while another one has several: cheap, and asked at each plan."""
+    held = Counter((job.lane, job.sender) for job in running if job.lane != URGENT)
+    lanes = {lane for (lane, _), count in held.items() if count > 1}
+    if not lanes or jobs.aside >= limits.aside:
+        return False
+    return any(job.lane in lanes and (job.lane, job.sender) not in held for job in jobs.waiting)
+
+
 def order(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Iterator[Job]:
     """Those that wait, in the order in which they start if nothing else arrives.
 
-    Urgent ones, then the paused, then normal ones, then background. Within a lane the sender goes first that
-    used least, what its jobs in slots are still going to use included, less the lead of a cached prefix; of
-    one sender's jobs the one with the longest cached prefix, the earliest deadline, the earliest arrival.
+    Urgent ones, then those that yielded to urgent ones, then normal ones, then background. Within a lane the
+    sender goes first that used least, what its jobs in slots are still going to use included, less the lead
+    of a cached prefix; of one sender's jobs those that were set aside, then the one with the longest cached
+    prefix, the earliest deadline, the earliest arrival.
     """
-    paused = [job for job in jobs.waiting if job.phase is Phase.PAUSED]
+    paused = [job for job in jobs.waiting if job.phase is Phase.PAUSED and not job.aside]
     lanes: dict[int, list[Job]] = {}
     for job in jobs.waiting:
-        if job.phase is Phase.QUEUED:
+        if job.phase is Phase.QUEUED or job.aside:
             lanes.setdefault(job.lane, []).append(job)
     yield from _by_turns(lanes.pop(URGENT, []), jobs, speeds, now=now, limits=limits)
     yield from sorted(paused, key=lambda job: (job.lane, job.since, job.arrived, job.id))
@@ -240,23 +282,24 @@ def order(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Iterator[Jo
 
 
 def _by_turns(queued: list[Job], jobs: Jobs, speeds: Speeds, *, now: float, limits: Limits) -> Iterator[Job]:
-    """The queued jobs of one lane: each sender's in its own order, senders by what they will have used."""
+    """The jobs of one lane that wait: each sender's in its own order, senders by what they will have used."""
     if len(queued) < 2:
         yield from queued
         return
     used: dict[str, float] = {}
-    own: dict[str, list[tuple[float, float, float, int, Job]]] = {}
+    own: dict[str, list[tuple[bool, float, float, float, int, Job]]] = {}
     for job in queued:
         lead = limits.lead if now - job.arrived > limits.overtaking else min(job.cached, limits.lead)
+        lead = 0.0 if job.aside else lead
         deadline = FOREVER if job.deadline is None else job.deadline
-        own.setdefault(job.sender, []).append((-lead, deadline, job.arrived, job.id, job))
+        own.setdefault(job.sender, []).append((not job.aside, -lead, deadline, job.arrived, job.id, job))
         used.setdefault(job.sender, jobs.ledger.used(job))
     for job in jobs.running:
         if job.sender in used and job.lane == queued[0].lane:
             used[job.sender] += expected(job, speeds)
     for mine in own.values():
         heapq.heapify(mine)
-    heads = [(used[sender] + mine[0][0], *mine[0][2:4], sender) for sender, mine in own.items()]
+    heads = [(used[sender] + mine[0][1], *mine[0][3:5], sender) for sender, mine in own.items()]
     heapq.heapify(heads)
     while heads:
         *_, sender = heapq.heappop(heads)
@@ -265,4 +308,4 @@ def _by_turns(queued: list[Job], jobs: Jobs, speeds: Speeds, *, now: float, limi
         yield job
         used[sender] += expected(job, speeds)
         if mine:
-            heapq.heappush(heads, (used[sender] + mine[0][0], *mine[0][2:4], sender))
+            heapq.heappush(heads, (used[sender] + mine[0][1], *mine[0][3:5], sender))

@@ -221,6 +221,7 @@ class Opener:
             batch=_BATCH,
             gap=setup.gap,
             aging=setup.aging,
+            aside=max(0, size[1] - 1),  # what it holds needs a sequence; one of them is spare
             lead=setup.lead,
             overtaking=setup.overtaking,
             queue=setup.queue,

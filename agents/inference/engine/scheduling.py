@@ -9,19 +9,32 @@ from collections.abc import Iterable
 
 import msgspec
 
-from xnai.agents.inference.engine.jobs import BACKGROUND, FOREVER, URGENT, Job, Jobs, Limits, Phase, order
+from xnai.agents.inference.engine.jobs import (
+    BACKGROUND,
+    FOREVER,
+    URGENT,
+    Job,
+    Jobs,
+    Limits,
+    Phase,
+    order,
+    surplus,
+    uneven,
+    yielding,
+)
 from xnai.agents.inference.engine.speeds import Speeds
 
 MARGIN = 0.85  # of the gap is planned for: a step also samples, and sends what it made
 
 
 class Plan(msgspec.Struct, kw_only=True):
-    """What to do now. The first five name jobs by id, and are done in this order.
+    """What to do now. All but the last two name jobs by id, and are done in this order.
 
     Attributes:
         drop: their deadline passed before anything was computed.
         end: their deadline passed in the middle: what there is is the answer.
         pause: they yield their slots.
+        aside: those of `pause` that yield to another sender, not to an urgent request.
         start: they have slots from now on, for the first time or again.
         aged: those of `start` that go first out of their turn.
         rows: the step: a job, and how many tokens of its prompt; 0 is the next token of its answer.
@@ -31,6 +44,7 @@ class Plan(msgspec.Struct, kw_only=True):
     drop: list[int] = []
     end: list[int] = []
     pause: list[int] = []
+    aside: list[int] = []
     start: list[int] = []
     aged: list[int] = []
     rows: list[tuple[int, int]] = []
@@ -39,7 +53,7 @@ class Plan(msgspec.Struct, kw_only=True):
     def enact(self, jobs: Jobs, now: float) -> None:
         """Pause and start what it says; those to drop and to end were answered and removed before."""
         for id in self.pause:
-            jobs.pause(jobs.by_id[id], now)
+            jobs.pause(jobs.by_id[id], now, aside=id in self.aside)
         for id in self.start:
             jobs.start(jobs.by_id[id], now, aged=id in self.aged)
 
@@ -47,13 +61,13 @@ class Plan(msgspec.Struct, kw_only=True):
 def plan(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Plan:
     """What to do now. No job is changed; the rows assume that the rest of the plan is enacted.
 
-    Costs microseconds while nobody waits, or all slots are taken and nobody urgent waits.
+    Costs microseconds while nobody waits, or all slots are taken and nobody who waits may take one away.
     """
     made = Plan()
     running = jobs.running
     if now >= jobs.soonest:
         running = _expire(jobs, now, made)
-    if jobs.waiting and (len(running) < limits.slots or jobs.urgent):
+    if jobs.waiting and (len(running) < limits.slots or jobs.urgent or uneven(jobs, running, limits)):
         running = _fill_slots(jobs, speeds, now, limits=limits, made=made, running=running)
     made.rows = batch_rows(running, speeds, now, limits)
     if not made.rows and jobs.soonest < FOREVER:
@@ -94,13 +108,13 @@ def _fill_slots(
         if job.id in gone:
             continue
         if len(running) >= limits.slots:
-            if job.lane != URGENT:
-                break
-            victim = _victim(running, made, jobs)
+            victim = _victim(job, running, made, jobs=jobs, limits=limits)
             if victim is None:
                 break
             running.remove(victim)
             made.pause.append(victim.id)
+            if job.lane != URGENT:
+                made.aside.append(victim.id)
         made.start.append(job.id)
         running.append(job)
     return running
@@ -118,14 +132,18 @@ def _overdue(jobs: Jobs, running: Iterable[Job], now: float, *, limits: Limits, 
     return oldest if oldest is not None and now - oldest.since > limits.aging else None
 
 
-def _victim(running: list[Job], made: Plan, jobs: Jobs) -> Job | None:
-    """Who yields to an urgent job: background first, then whose sender used most, then who came last."""
-    able = [
-        job
-        for job in running
-        if job.lane != URGENT and job.pausable and not job.aged and job.id not in made.start
-    ]
-    return max(able, key=lambda job: (job.lane, jobs.ledger.used(job), job.arrived, job.id), default=None)
+def _victim(job: Job, running: list[Job], made: Plan, *, jobs: Jobs, limits: Limits) -> Job | None:
+    """Who yields to this job: background first, then whose sender used most, then who came last."""
+    if job.lane == URGENT:
+        able = yielding(running)
+    elif jobs.aside + len(made.aside) < limits.aside:
+        able = surplus(job, running, jobs.ledger)
+    else:
+        return None
+    able = [each for each in able if each.id not in made.start]
+    return max(
+        able, key=lambda each: (each.lane, jobs.ledger.used(each), each.arrived, each.id), default=None
+    )
 
 
 def batch_rows(running: list[Job], speeds: Speeds, now: float, limits: Limits) -> list[tuple[int, int]]:
