@@ -68,9 +68,9 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     cancels: int = 100
     together: int = 10
     fleet: int = 50
-    answers: int = 100
-    crowds: int = 5
-    talks: int = 3
+    answers: int = 150
+    crowds: int = 9
+    talks: int = 5
     drops: int = 50
     shape: str = "medium"
     wide: str = "medium150"

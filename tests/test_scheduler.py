@@ -430,6 +430,16 @@ def test_what_was_learned_can_be_remembered() -> None:
     assert 300 < engine.speeds.prefill_rate < 800
 
 
+def test_steps_that_are_learned_from_at_once_count_as_many() -> None:
+    one, together = Speeds(), Speeds()
+    for _ in range(40):
+        one.observe(4, 0, 0, 0.03)
+    for _ in range(5):
+        together.observe(4, 0, 0, 0.03, steps=8)
+    assert together.figures == one.figures
+    assert together.decode_rate == pytest.approx(one.decode_rate)
+
+
 def test_nothing_is_learned_from_a_step_that_computed_nothing() -> None:
     speeds = Speeds()
     speeds.observe(0, 0, 0, 0.1)

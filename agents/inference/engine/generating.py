@@ -113,7 +113,7 @@ class TextModel:
 
     # Computing
 
-    def step(self, others: Callable[[], bool] = lambda: True) -> float | None:
+    def step(self, others: Callable[[], bool]) -> float | None:
         """Computes one batch, and further ones of the same requests as long as nothing has to be decided.
 
         `others` says whether somebody else wants something.
