@@ -184,6 +184,24 @@ def test_a_sender_that_has_all_slots_gives_one_to_another_and_goes_on_behind_it(
     assert done == {other: 12, **dict.fromkeys(greedy, 1_500)}
 
 
+def test_what_an_answer_has_said_leaves_before_it_waits_for_another(endless: Path) -> None:
+    with engine(Setup(threads=1, flush=3600.0)) as found:
+        found.open(endless, context=20_000, slots=2, kept=2)
+        greedy = [found.begin("t", 1_500, sender="greedy", cache=False) for _ in range(2)]
+        for id in greedy:
+            assert found.hear(id, Text)
+        said = found.status().generated
+        while found.status().generated < said + 4:
+            pass  # each of them goes on
+        found.begin("t", 12, sender="other")
+        heard: set[int] = set()
+        while not isinstance(frame := found.receive(), Done):
+            if isinstance(frame, Text):
+                heard.add(frame.id)
+        assert frame.tokens_out == 12
+        assert len(heard & set(greedy)) == 1
+
+
 # Ends
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,7 +32,7 @@ class Answering:
         sequence: where it is computed, NOWHERE while it waits.
         held: tokens of it that are in the KV cache.
         next: the token chosen last, which is not there yet.
-        flushed: when text of it left last, before the first is long ago.
+        flushed: when text of it left last, before the first long ago.
         finish: None while it goes on.
         refusal: why it cannot go on to its end.
     """
@@ -57,7 +58,7 @@ class Answering:
             self._text.push(vocabulary.piece(token))
         self._cached = 0
         self._started = self._first = self._last = 0.0
-        self.flushed = -1.0
+        self.flushed = -math.inf
         self._pending: list[str] = []
         self._tokens: list[int] = []
         self._spelled = 0  # how many of them are in what is pending

@@ -201,6 +201,9 @@ class TextModel:
             self.drop(id, "deadline")
         for id in chosen.end:
             self.drop(id, "deadline")
+        for id in chosen.pause:  # what it has said leaves now: it may wait for long
+            if frame := self.requests[id].text(now, 0.0):
+                self._out.put(frame)
         chosen.enact(self.jobs, now)
         for id in chosen.start:
             self._start(self.requests[id], now)
