@@ -305,7 +305,7 @@ async def test_a_deadline_between_two_attempts_ends_the_task(server: Server) -> 
     agent = Agent("shaky")
     attempts: list[int] = []
 
-    @agent.skill(backoff=Backoff(first=60, factor=1, most=60))
+    @agent.skill(backoff=Backoff(first=36_000, factor=1, most=36_000))  # of which chance takes a part
     async def work(ctx: Context) -> None:
         attempts.append(ctx.attempt)
         raise RuntimeError("no")
