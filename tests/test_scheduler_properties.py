@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 from simulated_engine import Engine, Story, new_job
 
 from xnai.agents.inference.engine.admission import positions
-from xnai.agents.inference.engine.jobs import (
-    BACKGROUND,
-    NORMAL,
-    URGENT,
-    Job,
-    Limits,
-    order,
-    surplus,
-)
+from xnai.agents.inference.engine.jobs import BACKGROUND, NORMAL, URGENT, Job, Limits, order
 from xnai.agents.inference.engine.scheduling import Plan
+from xnai.agents.inference.engine.slots import yielding
 from xnai.agents.inference.engine.speeds import Figures
 
 SENDERS = "abcd"
@@ -96,8 +89,9 @@ def holds_always(engine: Engine) -> Callable[[Plan], None]:
         if any(job.lane == URGENT for job in engine.jobs.waiting):
             assert all(job.lane == URGENT or job.aged or not job.pausable for job in running.values())
         first = next(order(engine.jobs, engine.speeds, engine.now, engine.limits), None)
-        if first and first.lane != URGENT and engine.jobs.aside < engine.limits.aside:
-            several = surplus(first, engine.jobs.running, engine.ledger)
+        if first and first.lane != URGENT:
+            room = engine.limits.aside - engine.jobs.aside
+            several = yielding(first, engine.jobs.running, engine.ledger, aside=room)
             assert all(job.id in made.start for job in several), "one has several slots, and another one none"
 
     return check

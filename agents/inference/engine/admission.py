@@ -10,16 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from xnai.agents.inference.engine.jobs import (
-    URGENT,
-    Job,
-    Jobs,
-    Limits,
-    Phase,
-    order,
-    surplus,
-    yielding,
-)
+from xnai.agents.inference.engine.jobs import URGENT, Job, Jobs, Limits, Phase, order
+from xnai.agents.inference.engine.slots import yielding
 from xnai.agents.inference.engine.speeds import Speeds
 from xnai.agents.inference.frames import Refused
 
@@ -85,11 +77,7 @@ def positions(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> list[Es
     running, aside = list(jobs.running), limits.aside - jobs.aside
     found = []
     for position, job in enumerate(waiting):
-        able: list[Job] = []
-        if free[0] > 0 and job.lane == URGENT:
-            able = yielding(running)
-        elif free[0] > 0 and aside > 0:
-            able = surplus(job, running, jobs.ledger)
+        able = yielding(job, running, jobs.ledger, aside=aside) if free[0] > 0 else []
         if able:
             start, aside = 0.0, aside - (job.lane != URGENT)
             running.remove(able[0])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 import heapq
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 import msgspec
 
@@ -229,37 +228,6 @@ def expected(job: Job, speeds: Speeds) -> float:
     answer = speeds.left(job.made, job.limit)
     # The last token of a prompt gives the first of the answer.
     return (job.unread + answer - (1 if job.unread and answer else 0)) / job.weight
-
-
-def yielding(running: Iterable[Job]) -> list[Job]:
-    """Those of whom one may yield to an urgent job."""
-    return [job for job in running if job.lane != URGENT and job.pausable and not job.aged]
-
-
-def surplus(job: Job, running: Sequence[Job], ledger: Ledger) -> list[Job]:
-    """Those of whom one may be set aside for this job, so that its sender has a slot.
-
-    They are of its lane, and their senders have several slots and used no less than its own. None if that has
-    a slot.
-    """
-    held = Counter(each.sender for each in running if each.lane == job.lane)
-    if job.sender in held:
-        return []
-    used = ledger.used(job)
-    return [
-        each
-        for each in yielding(running)
-        if each.lane == job.lane and held[each.sender] > 1 and ledger.used(each) >= used
-    ]
-
-
-def uneven(jobs: Jobs, running: Sequence[Job], limits: Limits) -> bool:
-    """Whether a sender waits without a slot while another one has several: cheap, and asked at each plan."""
-    held = Counter((job.lane, job.sender) for job in running if job.lane != URGENT)
-    lanes = {lane for (lane, _), count in held.items() if count > 1}
-    if not lanes or jobs.aside >= limits.aside:
-        return False
-    return any(job.lane in lanes and (job.lane, job.sender) not in held for job in jobs.waiting)
 
 
 def order(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Iterator[Job]:

@@ -9,19 +9,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from xnai.agents.inference.engine.jobs import (
-    BACKGROUND,
-    FOREVER,
-    URGENT,
-    Job,
-    Jobs,
-    Limits,
-    Phase,
-    order,
-    surplus,
-    uneven,
-    yielding,
-)
+from xnai.agents.inference.engine.jobs import BACKGROUND, FOREVER, URGENT, Job, Jobs, Limits, Phase, order
+from xnai.agents.inference.engine.slots import uneven, yielding
 from xnai.agents.inference.engine.speeds import Speeds
 
 MARGIN = 0.85  # of the gap is planned for: a step also samples, and sends what it made
@@ -134,13 +123,8 @@ def _overdue(jobs: Jobs, running: Iterable[Job], now: float, *, limits: Limits, 
 
 def _victim(job: Job, running: list[Job], made: Plan, *, jobs: Jobs, limits: Limits) -> Job | None:
     """Who yields to this job: background first, then whose sender used most, then who came last."""
-    if job.lane == URGENT:
-        able = yielding(running)
-    elif jobs.aside + len(made.aside) < limits.aside:
-        able = surplus(job, running, jobs.ledger)
-    else:
-        return None
-    able = [each for each in able if each.id not in made.start]
+    aside = limits.aside - jobs.aside - len(made.aside)
+    able = [each for each in yielding(job, running, jobs.ledger, aside=aside) if each.id not in made.start]
     return max(
         able, key=lambda each: (each.lane, jobs.ledger.used(each), each.arrived, each.id), default=None
     )
