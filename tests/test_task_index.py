@@ -54,7 +54,7 @@ async def no(x: int) -> None:
     raise Reject("never")
 
 
-@moods.skill(backoff=Backoff(first=600.0, most=600.0), max_attempts=9)
+@moods.skill(backoff=Backoff(first=36_000, most=36_000), max_attempts=9)  # of which chance takes a part
 async def later(x: int) -> None:
     raise RuntimeError("much later")
 

@@ -239,7 +239,7 @@ async def test_a_task_that_waits_before_its_next_attempt_says_for_how_long(
 ) -> None:
     agent = Agent("moods")
 
-    @agent.skill(backoff=Backoff(first=600.0, most=600.0))
+    @agent.skill(backoff=Backoff(first=36_000, most=36_000))  # of which chance takes a part
     async def later() -> None:
         raise RuntimeError("much later")
 

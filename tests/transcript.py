@@ -3,7 +3,8 @@
 - A block of `python`, `toml` or `markdown` is written to the file that stands last in backticks in the
   paragraph before it. Where that names none of this kind, the block is not a file.
 - A block of `console` is what a person sees: `$ command`, then what it prints on stdout and stderr. `…`
-  stands for anything within a line, with the spaces before it, and alone on a line for any lines.
+  stands for anything within a line, with the spaces before it, and alone on a line for any lines. Two
+  spaces and more stand for two and more: columns are as wide as what is in them.
 - `xnai up` goes on in a terminal of its own; a block that begins without a command shows that terminal.
 - `^C` is Ctrl-C, pressed once what stands above it is printed.
 - Blocks of any other kind are not run.
@@ -88,7 +89,8 @@ def shown(lines: Sequence[str]) -> str:
 
 
 def _line(line: str) -> str:
-    return r".*?".join(map(re.escape, re.split(r" *…", line)))
+    like = r".*?".join(map(re.escape, re.split(r" *…", line)))
+    return re.sub(r"(?:\\ ){2,}", " {2,}", like)
 
 
 class Screen:
