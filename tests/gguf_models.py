@@ -33,6 +33,7 @@ def write_model(
     script: Sequence[str] = (),
     context: int = 512,
     head: int = _WIDTH // _HEADS,
+    feed_forward: int = _FEED_FORWARD,
     chat_template: str | None = CHAT_TEMPLATE,
 ) -> Path:
     """Writes a model of llama's architecture that generates text, and returns its path.
@@ -40,13 +41,13 @@ def write_model(
     Without a script it says anything, the same for the same seed. A script is a list of words of the
     vocabulary of which none comes twice: after each of them the likeliest token is the next one, so that a
     prompt that ends with the first makes it say the others. `</s>` ends an answer. `head` is the
-    length of a key and of a value.
+    length of a key and of a value. The wider `feed_forward`, the longer each token takes.
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(context)
     writer.add_embedding_length(_WIDTH)
     writer.add_block_count(_LAYERS)
-    writer.add_feed_forward_length(_FEED_FORWARD)
+    writer.add_feed_forward_length(feed_forward)
     writer.add_head_count(_HEADS)
     writer.add_head_count_kv(_KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -57,7 +58,7 @@ def write_model(
     _add_vocabulary(writer)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    for name, array in _weights(np.random.default_rng(seed), script, head).items():
+    for name, array in _weights(np.random.default_rng(seed), script, head, feed_forward).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -80,7 +81,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_add_space_prefix(False)
 
 
-def _weights(random: np.random.Generator, script: Sequence[str], head: int) -> dict[str, NDArray[np.float32]]:
+def _weights(
+    random: np.random.Generator, script: Sequence[str], head: int, feed_forward: int
+) -> dict[str, NDArray[np.float32]]:
     def normal(rows: int, columns: int, deviation: float) -> NDArray[np.float32]:
         return (random.standard_normal((rows, columns)) * deviation).astype(np.float32)
 
@@ -100,9 +103,9 @@ def _weights(random: np.random.Generator, script: Sequence[str], head: int) -> d
             "attn_k": normal(_KV_HEADS * head, _WIDTH, narrow),
             "attn_v": normal(_KV_HEADS * head, _WIDTH, narrow),
             "attn_output": normal(_WIDTH, _HEADS * head, out),
-            "ffn_gate": normal(_FEED_FORWARD, _WIDTH, narrow),
-            "ffn_up": normal(_FEED_FORWARD, _WIDTH, narrow),
-            "ffn_down": normal(_WIDTH, _FEED_FORWARD, out),
+            "ffn_gate": normal(feed_forward, _WIDTH, narrow),
+            "ffn_up": normal(feed_forward, _WIDTH, narrow),
+            "ffn_down": normal(_WIDTH, feed_forward, out),
         }
         weights |= {f"blk.{layer}.{name}.weight": array for name, array in block.items()}
     return weights

@@ -110,9 +110,9 @@ def test_what_a_prompt_shares_with_an_earlier_one_is_not_computed_again(talker: 
     assert text_of(again) == talker.say(f"{shared} two", 8, cache=False)
 
 
-def test_a_prompt_of_which_too_little_is_known_to_be_used_is_computed_at_once(model: Path) -> None:
+def test_a_prompt_of_which_too_little_is_known_to_be_used_is_computed_at_once(endless: Path) -> None:
     with engine() as found:
-        found.open(model, context=CONTEXT, slots=1, kept=1)
+        found.open(endless, context=40_000, slots=1, kept=1)  # a copy is of all of these
         found.say("something else", 1)
         before = found.status().steps
         (*_, done) = found.end(found.begin("quite another text, with the same token before it", 1))
@@ -134,12 +134,14 @@ def test_a_text_longer_than_a_batch_is_computed_in_parts(scripted: EngineProcess
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
-def test_what_was_evicted_is_restored_where_that_is_cheaper(model: Path, tmp_path: Path, place: str) -> None:
+def test_what_was_evicted_is_restored_where_that_is_cheaper(tmp_path: Path, place: str) -> None:
+    slow = write_model(tmp_path / "slow.gguf", seed=3, feed_forward=20_000)
     shared = "he is the thing in the thing of a he in a the an in the thing and the in he in the an thing" * 2
     sizes = {"memory": (1 << 30, 0), "disk": (0, 1 << 30)}
-    setup = Setup(threads=1, folder=str(tmp_path), saved_memory=sizes[place][0], saved_disk=sizes[place][1])
+    folder = str(tmp_path / "states")
+    setup = Setup(threads=1, folder=folder, saved_memory=sizes[place][0], saved_disk=sizes[place][1])
     with engine(setup) as found:
-        found.open(model, context=CONTEXT, slots=1, kept=0)
+        found.open(slow, context=CONTEXT, slots=1, kept=0)
         before = found.end(found.begin(f"{shared} one", 8))
         assert found.say("and now for something else, which needs the only sequence that there is", 8)
         again = found.end(found.begin(f"{shared} one", 8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -47,6 +49,8 @@ class Plain(RuleBasedStateMachine):
         held = self.kept.pop(gone.seq)
         if gone.tokens is not None:
             assert gone.tokens.tolist() == held
+        if gone.keep:
+            self.kept[gone.seq] = held[: gone.keep]
 
     @rule(prompt=short.filter(bool))
     def open(self, prompt: list[int]) -> None:
@@ -228,18 +232,23 @@ def test_a_beginning_that_others_need_too_is_copied() -> None:
 
 
 def test_what_would_be_evicted_anyway_is_not_copied_but_taken() -> None:
-    streams = Streams(2)
+    streams = Streams(2, costs=Costs(save=math.inf))
     seqs = [asked(streams, np.concatenate([text(0), text(seed, 200)])).seq for seed in (1, 2)]
     assert opened(streams, np.concatenate([text(0), text(3, 200)])) == Opening(seq=seqs[0], keep=500)
 
 
-def test_what_makes_room_leaves_what_it_shares_unless_it_has_to_be_saved() -> None:
-    cheap = Costs(prefill=0.001, copy=0.02, save=1.0, restore=1.0)
-    for costs, keep in ((cheap, 9), (Costs(prefill=0.001, copy=0.02, save=0.0, restore=0.0), 0)):
-        streams = Streams(1, costs=costs)
-        asked(streams, np.concatenate([text(0, 9), text(1)]))
-        opening = opened(streams, np.concatenate([text(0, 9), text(2)]))
-        assert (opening.keep, len(opening.evicted)) == (keep, keep == 0)
+@pytest.mark.parametrize("copy", [0.0, 0.02])
+def test_what_makes_room_leaves_what_it_shares_and_is_saved_where_that_is_worth_it(copy: float) -> None:
+    before, after = (np.concatenate([text(0, 9), text(seed)]) for seed in (1, 2))
+    for save in (0.0, math.inf):
+        streams = Streams(1, costs=Costs(prefill=0.001, copy=copy, save=save, restore=0.0))
+        asked(streams, before)
+        opening = opened(streams, after)
+        assert (opening.seq, opening.keep, opening.copy_from) == (0, 9, None)
+        assert [(gone.seq, gone.keep) for gone in opening.evicted] == ([] if save else [(0, 9)])
+        for gone in opening.evicted:
+            assert gone.tokens is not None
+            assert gone.tokens.tolist() == before.tolist()
 
 
 def test_a_private_request_uses_nothing_of_what_makes_room_for_it() -> None:

@@ -73,7 +73,8 @@ async def _eight_talks(size: Size) -> Rounds:
 async def inference_eight_talks(size: Size) -> Figure:
     """Tokens a second of 8 callers of four turns with own prompts of 500 words. The floor: as before.
 
-    Three turns would say little of an engine: whoever computes a prompt once is then three times as fast at most."""
+    The lock reads each prompt again at each turn, so that with three nobody could be three times as fast.
+    """
     pairs = pairs_of(await _eight_talks(size), aggregate, floor="lock")
     return figure("inference_eight_talks", pairs, unit="tokens/s", bar=2.5)
 

@@ -2,7 +2,7 @@
 
 Bookkeeping alone: whoever calls does to the KV cache what is decided here, at once and in this order: read
 the saved state that an `Opening` wants, as the next step may push it out; save what an `Evicted` says, and
-clear its sequence; copy or restore; cut the sequence behind `keep` tokens.
+cut its sequence; copy or restore; cut the sequence behind `keep` tokens.
 
 A sequence is free, runs (also while its request is paused), or is kept for later requests. The tokens of
 saved states are known too.
@@ -35,10 +35,11 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evicted(msgspec.Struct, frozen=True):
-    """A sequence to be cleared. `tokens` is what it holds if that is worth a save before, else None."""
+    """A sequence to be cut behind `keep` tokens. `tokens` is what it holds if that is worth a save before."""
 
     seq: int
     tokens: Tokens | None = None
+    keep: int = 0
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +49,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
         keep: tokens of it that are in the sequence then, fewer than it has: the last one is computed again.
         copy_from: the sequence to copy, the whole of it.
         restore: the key of the saved state to restore.
-        evicted: what has to be cleared first.
+        evicted: what has to be saved and cut first.
     """
 
     seq: int
@@ -176,8 +177,10 @@ class Streams:
         seq = self._room()
         if (victim := self._sequences.get(seq)) is not None:
             held = dict(self._tree.holders(prompt[:-1])).get(victim, 0) if cache else 0
-            if held and held >= keep and (source or self._worth_saving(victim) is None):
-                return self._take(victim, held)  # as good, and free of cost
+            if held and held >= keep:  # as good, and free of cost
+                lost = self._worth_saving(victim)
+                gone = () if lost is None else (Evicted(seq, lost, keep=held),)
+                return msgspec.structs.replace(self._take(victim, held), evicted=gone)
             evicted = (self._evict(victim),)
         self._free.remove(seq)
         if source is None or (source.key and seq in self._copying):

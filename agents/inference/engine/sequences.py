@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 
 import msgspec
@@ -33,7 +34,7 @@ class Sequences:
             costs=Costs(
                 # A whole sequence, however little it holds.
                 copy=_SOON + context.context * token_bytes / _COPIED,
-                save=token_bytes / _SAVED,
+                save=token_bytes / _SAVED if saved else math.inf,
                 restore=token_bytes / _RESTORED,
             ),
         )
@@ -120,7 +121,7 @@ class Sequences:
                 if key:
                     for useless in self._books.remember(key, each.tokens):
                         self._saved.drop(useless)
-            self._context.cut(each.seq, 0)
+            self._context.cut(each.seq, each.keep)
 
     def _restore(self, opening: Opening, key: str, state: bytes | None) -> int:
         if state is not None and self._context.restore(opening.seq, state):
