@@ -31,6 +31,7 @@ def write_model(
     *,
     seed: int = 0,
     script: Sequence[str] = (),
+    control: Sequence[str] = (),
     context: int = 512,
     head: int = _WIDTH // _HEADS,
     feed_forward: int = _FEED_FORWARD,
@@ -40,7 +41,8 @@ def write_model(
 
     Without a script it says anything, the same for the same seed. A script is a list of words of the
     vocabulary of which none comes twice: after each of them the likeliest token is the next one, so that a
-    prompt that ends with the first makes it say the others. `</s>` ends an answer. `head` is the
+    prompt that ends with the first makes it say the others. `</s>` ends an answer. `control` are more control
+    words than CONTROL, behind all others. `head` is the
     length of a key and of a value. The wider `feed_forward`, the longer each token takes.
     """
     writer = gguf.GGUFWriter(path, "llama")
@@ -55,10 +57,11 @@ def write_model(
     writer.add_value_length(head)
     writer.add_rope_dimension_count(head)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    _add_vocabulary(writer)
+    words = [*WORDS, *control]
+    _add_vocabulary(writer, words, (*CONTROL, *control))
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    for name, array in _weights(np.random.default_rng(seed), script, head, feed_forward).items():
+    for name, array in _weights(np.random.default_rng(seed), words, script, head, feed_forward).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -67,12 +70,12 @@ def write_model(
     return path
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    kinds = dict.fromkeys(CONTROL, gguf.TokenType.CONTROL) | dict.fromkeys(_BYTES, gguf.TokenType.BYTE)
+def _add_vocabulary(writer: gguf.GGUFWriter, words: Sequence[str], control: Sequence[str]) -> None:
+    kinds = dict.fromkeys(control, gguf.TokenType.CONTROL) | dict.fromkeys(_BYTES, gguf.TokenType.BYTE)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(WORDS)
-    writer.add_token_scores([-float(index) for index in range(len(WORDS))])
-    writer.add_token_types([kinds.get(word, gguf.TokenType.NORMAL) for word in WORDS])
+    writer.add_token_list(words)
+    writer.add_token_scores([-float(index) for index in range(len(words))])
+    writer.add_token_types([kinds.get(word, gguf.TokenType.NORMAL) for word in words])
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -82,17 +85,17 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
 
 
 def _weights(
-    random: np.random.Generator, script: Sequence[str], head: int, feed_forward: int
+    random: np.random.Generator, words: Sequence[str], script: Sequence[str], head: int, feed_forward: int
 ) -> dict[str, NDArray[np.float32]]:
     def normal(rows: int, columns: int, deviation: float) -> NDArray[np.float32]:
         return (random.standard_normal((rows, columns)) * deviation).astype(np.float32)
 
     one = np.ones(_WIDTH, np.float32)
-    words = normal(len(WORDS), _WIDTH, 1.0)
-    heads = normal(len(WORDS), _WIDTH, 0.1 if script else 0.4)
+    tokens = normal(len(words), _WIDTH, 1.0)
+    heads = normal(len(words), _WIDTH, 0.1 if script else 0.4)
     for word, following in pairwise(script):
-        heads[WORDS.index(following)] = words[WORDS.index(word)]
-    weights = {"token_embd.weight": words, "output.weight": heads, "output_norm.weight": one}
+        heads[words.index(following)] = tokens[words.index(word)]
+    weights = {"token_embd.weight": tokens, "output.weight": heads, "output_norm.weight": one}
     # A script holds as long as the layers add little to the word that they stand on.
     out, narrow = (0.01 if script else 0.5) * _WIDTH**-0.5, _WIDTH**-0.5
     for layer in range(_LAYERS):

@@ -294,6 +294,17 @@ def bytes_of(token: int) -> bytes:
     return b"" if token < len(CONTROL) else word.replace("\u2581", " ").encode()
 
 
+def test_a_control_word_is_text_only_where_that_was_asked_for(tmp_path: Path) -> None:
+    said = write_model(tmp_path / "control.gguf", script=["n", CONTROL[3], "o", "</s>"])
+    with engine() as found:
+        found.open(said, context=CONTEXT, slots=1, kept=1)
+        assert found.say("n") == "o"
+        asked: dict[str, Any] = {"shown": (CONTROL[3], "o", "no token")}
+        tokens = tokens_of(found.end(found.begin("n", **asked)))
+        assert found.say("n", **asked) == f"{CONTROL[3]}o"
+        assert found.say("n", said=tokens[:1], **asked) == "o"
+
+
 # Going on
 
 

@@ -348,6 +348,25 @@ async def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(fold
     assert (none.finish, none.calls) == ("length", ())
 
 
+async def test_a_call_between_words_that_are_no_text_is_read(folder: Path) -> None:
+    words = ("<|tool_call_start|>", "<|tool_call_end|>")
+    write_model(
+        folder / "calling.gguf",
+        script=["?", words[0], "[", "f", "(", ")", "]", words[1], "!", "</s>"],
+        control=words,
+        chat_template="{% if tools %}{# <|tool_list_start|> #}{% endif %}{{ messages[0].content }}",
+    )
+    configure_with(folder, "calling")
+    messages = (ChatMessage(role="user", content="?"),)
+    with anyio.fail_after(30):
+        async with running(agent) as bus:
+            found = await answer(bus, messages=messages, tools=(Tool(name="f"),))
+            plain = await answer(bus, messages=messages)
+    assert (found.text, found.finish) == ("!", "tool")
+    assert [(call.name, call.arguments) for call in found.calls] == [("f", {})]
+    assert (plain.text, plain.finish, plain.calls) == ("[f()]!", "stop", ())
+
+
 @pytest.mark.parametrize(
     "stop", ["ab", ["a", ""], ["a" * 1_000_000], ["a"] * 65], ids=lambda stop: str(stop)[:9]
 )

@@ -16,7 +16,8 @@ from gguf_models import WORDS, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xnai.agents.inference.calls import FAMILIES, HERMES, CallReader, Family, family_of
+from xnai.agents.inference.call_formats import FAMILIES, HERMES, Family, family_of
+from xnai.agents.inference.calls import CallReader
 from xnai.agents.inference.chat import ChatTemplate
 from xnai.agents.inference.engine.rules import Rulebook
 from xnai.agents.inference.errors import RuleInvalid
@@ -80,6 +81,7 @@ WRITTEN: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
     ("mistral", '[{"name": "search", "arguments": {"q": "a"}, "id": "abcdefghi"}]', "", ONE),
     ("mistral", '[TOOL_CALLS]search[ARGS]{"q": "a"}[TOOL_CALLS]count[CALL_ID]x1[ARGS]{"n": 1}', "", BOTH),
     ("mistral", 'search{"q": "a"}', "", ONE),
+    ("mistral", '[TOOL_CALLS]search[ARGS]{"q": "a"} [TOOL_CALLS] count {"n": 1}', "", BOTH),
     ("granite", '<|tool_call|>[{"name": "search", "arguments": {"q": "a"}}]', "", ONE),
     ("granite", 'So: <|tool_call|>[{"name": "search", "arguments": {"q": "a"}}]<|/tool_call|>', "So: ", ONE),
     ("functools", 'functools[{"name": "search", "arguments": {"q": "a"}}]', "", ONE),
@@ -92,6 +94,41 @@ WRITTEN: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
     ),
     ("command-r", 'Action: ```json\n[{"tool_name": "search", "parameters": {"q": "a"}}]\n```', "", ONE),
     ("tool_code", "```tool_code\nsearch(q='a')\n```", "", ONE),
+    ("lfm", '<|tool_call_start|>[search(q="a"), count(n=1)]<|tool_call_end|>Looking.', "Looking.", BOTH),
+    ("lfm", '<|tool_call_start|>[{"name": "search", "arguments": {"q": "a"}}]<|tool_call_end|>', "", ONE),
+    (
+        "gemma",
+        '<|tool_call>call:search{q:<|"|>a<|"|>}<tool_call|><|tool_call>call:count{n:1}<tool_call|>',
+        "",
+        BOTH,
+    ),
+    (
+        "gemma",
+        '<|tool_call>call:search{q:<|"|>{a,b:"c"}\n<|"|>,of:[{x:true},{<|"|>y z<|"|>:<|"|><|"|>}]}<tool_call|>',
+        "",
+        [("search", {"q": '{a,b:"c"}\n', "of": [{"x": True}, {"y z": ""}]})],
+    ),
+    ("functiongemma", "<start_function_call>call:search{q:<escape>a<escape>}<end_function_call>", "", ONE),
+    ("functiongemma", "<start_function_call>call:search{q:<escape>a<escape>}", "", ONE),
+    (
+        "nemotron",
+        'So.\n<TOOLCALL>[{"name": "search", "arguments": {"q": "a"}}, {"name": "count", "arguments": "{\\"n\\": 1}"}]</TOOLCALL>',
+        "So.\n",
+        BOTH,
+    ),
+    (
+        "seed",
+        "<seed:tool_call>\n<function=search>\n<parameter=q>a</parameter>\n</function>\n</seed:tool_call>",
+        "",
+        ONE,
+    ),
+    (
+        "glm",
+        "\n<tool_call>search\n<arg_key>q</arg_key>\n<arg_value>a</arg_value>\n</tool_call><tool_call>count<arg_key>n</arg_key><arg_value>1</arg_value></tool_call>",
+        "\n",
+        BOTH,
+    ),
+    ("glm", "<tool_call>count\n</tool_call>", "", [("count", {})]),
     ("pythonic", '[search(q="a"), count(n=1)]', "", BOTH),
 ]
 TEXTS: list[tuple[str, str]] = [
@@ -102,6 +139,14 @@ TEXTS: list[tuple[str, str]] = [
     ("hermes", '<tool_call>{"name": "search", "arguments": [1]}</tool_call>'),
     ("hermes", '<tool_call>{"name": "search", "arguments": {"q": NaN}}</tool_call>'),
     ("hermes", "<tool_call>" + "[" * 50_000),
+    ("glm", "<tool_call>search<arg_key>q</arg_key></tool_call>"),
+    ("glm", "<tool_call>" + "<arg_key>" * 20_000),
+    ("seed", "<seed:tool_call>" + "<function=" * 19_000),
+    ("seed", "<seed:tool_call><function=search>" + "<parameter=q>" * 15_000 + "</function></seed:tool_call>"),
+    ("deepseek", DEEPSEEK[:42] + DEEPSEEK[54:66] + "```" + " " * 190_000),
+    ("mistral", "[TOOL_CALLS]search{}" + " " * 190_000 + "!"),
+    ("gemma", "<|tool_call>call:search{" + ", " * 90_000 + "}<tool_call|>"),
+    ("gemma", "<|tool_call>call:search{q:a}<tool_call|>"),
     ("llama", '{"city": "Bern"}'),
     ("llama", '  {"name": "Bern"}'),
     ("mistral", "[1, 2, 3]"),
@@ -145,6 +190,19 @@ def test_what_is_no_call_comes_back_as_text(name: str, text: str) -> None:
         assert reader.calls == []
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("hermes", "<tool_call><function={}><parameter={}>\n12\n</parameter></function></tool_call>"),
+        ("glm", "<tool_call>{}<arg_key>{}</arg_key><arg_value>12</arg_value></tool_call>"),
+    ],
+)
+def test_a_value_without_quotes_is_what_its_parameter_is(name: str, written: str) -> None:
+    reader = CallReader(TOOLS, family(name))
+    assert read(reader, written.format("search", "q") + written.format("count", "n"), 9) == ""
+    assert found(reader) == [("search", {"q": "12"}), ("count", {"n": 12})]
+
+
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet='<tool_ca/>{}"name: srh[],x\n', max_size=60), size=st.integers(1, 9))
 def test_no_text_is_lost_however_it_is_cut(text: str, size: int) -> None:
@@ -174,7 +232,18 @@ def test_a_family_is_known_by_its_template() -> None:
     assert family_of("… [TOOL_CALLS] …").name == "mistral"
     assert family_of("… <|python_tag|> …").name == "llama"
     assert family_of(f"… <{BAR}tool{LOW}call{LOW}begin{BAR}> …").name == "deepseek"
+    assert family_of("… <tool_call>{name}\\n<arg_key> …").name == "glm"
+    assert family_of("… <|tool_call>call: …").name == "gemma"
+    assert family_of("… <|tool_call|> …").name == "granite"
+    assert family_of("… <function=… <seed:tool_call> …").name == "seed"
     assert family_of("nothing") is HERMES
+
+
+@pytest.mark.parametrize("kind", FAMILIES, ids=lambda kind: kind.name)
+def test_the_words_of_calls_are_shown_where_they_are_read(kind: Family) -> None:
+    source = PLAIN + "{{ tools and '' }}{# " + kind.sign + " #}"
+    assert offer_tools(template(source), [USER], TOOLS).shown == family_of(source).words
+    assert offer_tools(template(source), [USER], TOOLS, choice="none").shown == ()
 
 
 # Offering

@@ -76,6 +76,7 @@ def read_request(
         cache=request.cache,
         pin=request.pin,
         truncate=request.truncate or "",
+        shown=offer.shown,
     )
     return Asked(frame, offer.reader)
 

@@ -125,6 +125,7 @@ class Generate(Frame, frozen=True, array_like=True, tag=True, gc=False):
         cache: whether it may use, and leave behind, a prefix.
         pin: keep its prefix longer than others.
         truncate: which end of a prompt that is too long to leave out: "" refuses it.
+        shown: control words that are text where the answer has them; others have none.
     """
 
     id: int
@@ -144,6 +145,7 @@ class Generate(Frame, frozen=True, array_like=True, tag=True, gc=False):
     cache: bool = True
     pin: bool = False
     truncate: Literal["", "start", "middle"] = ""
+    shown: tuple[str, ...] = ()
 
 
 class Embed(Frame, frozen=True, array_like=True, tag=True, gc=False):

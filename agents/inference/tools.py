@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from xnai.agents.inference.calls import HERMES, CallReader, Family, family_of
+from xnai.agents.inference.call_formats import HERMES, Family, family_of
+from xnai.agents.inference.calls import CallReader
 from xnai.agents.inference.chat import ChatTemplate
 from xnai.agents.inference.frames import Rule
 from xnai.agents.inference.requests import ChatMessage, Tool
@@ -28,11 +29,13 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         pieces: the prompt.
         rule: what holds the answer to a call, if one must come.
         reader: for what the model writes; None if it may call nothing.
+        shown: control words that the reader has to see.
     """
 
     pieces: list[str]
     rule: Rule | None = None
     reader: CallReader | None = None
+    shown: tuple[str, ...] = ()
 
 
 def offer_tools(
@@ -61,7 +64,8 @@ def offer_tools(
         messages = _shown(messages, tools)
     shown = tools if template.knows_tools else ()
     if choice == "auto":
-        return Offer(pieces=template.render(messages, tools=shown), reader=CallReader(tools, family))
+        pieces = template.render(messages, tools=shown)
+        return Offer(pieces=pieces, reader=CallReader(tools, family), shown=family.words)
     wanted = [tool for tool in tools if choice in ("required", tool.name)]
     schema = _call_schema(wanted, family)
     return Offer(

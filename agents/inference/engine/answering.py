@@ -54,8 +54,9 @@ class Answering:
         self._end = len(prompt)
         self._made = len(ask.said)
         self._text = TextStream(ask.stop)
+        self._shown = vocabulary.spelled(ask.shown)
         for token in ask.said:
-            self._text.push(vocabulary.piece(token))
+            self._text.push(self._piece(token))
         self._cached = 0
         self._started = self._first = self._last = 0.0
         self.flushed = -math.inf
@@ -154,8 +155,11 @@ class Answering:
     def _spell(self) -> None:
         """Makes text of the tokens: where no stop string may be in it, of many together, as it leaves."""
         if tokens := self._tokens[self._spelled :]:
-            self._pending.append(self._text.push(b"".join(map(self._vocabulary.piece, tokens))))
+            self._pending.append(self._text.push(b"".join(map(self._piece, tokens))))
             self._spelled = len(self._tokens)
+
+    def _piece(self, token: int) -> bytes:
+        return self._shown.get(token) or self._vocabulary.piece(token)
 
     def due(self, now: float, flush: float) -> bool:
         """Whether there is text that is the first, or the last, or has gathered for so long."""

@@ -126,6 +126,13 @@ class Vocabulary:
         attributes = (lib.llama_vocab_get_attr(self.pointer, token) for token in range(self.size))
         return tuple(self._spelling(token) for token, found in enumerate(attributes) if found & _NOT_TEXT)
 
+    def spelled(self, words: Sequence[str]) -> dict[int, bytes]:
+        """The control tokens among these words, each with its spelling."""
+        found = ((self._tokenize(word, begin=False), word.encode()) for word in words)
+        return {
+            int(tokens[0]): data for tokens, data in found if len(tokens) == 1 and not self.piece(tokens[0])
+        }
+
     def chat_template(self) -> str:
         """The Jinja source in the file, "" if there is none."""
         return (lib.llama_model_chat_template(self._model, None) or b"").decode(errors="replace")
