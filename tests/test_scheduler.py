@@ -230,8 +230,19 @@ def test_resting_earns_nothing() -> None:
     busy, fresh = new_job(1, sender="busy"), new_job(2, sender="fresh")
     ledger.arrive(busy)
     ledger.charge(busy, 1000)
+    ledger.begin()
     ledger.arrive(fresh)
     assert ledger.used(fresh) == ledger.used(busy) == 1000
+
+
+def test_the_step_during_which_somebody_comes_counts() -> None:
+    ledger = Ledger()
+    busy, fresh = new_job(1, sender="busy"), new_job(2, sender="fresh")
+    ledger.arrive(busy)
+    ledger.begin()
+    ledger.charge(busy, 128)
+    ledger.arrive(fresh)
+    assert (ledger.used(fresh), ledger.used(busy)) == (0, 128)
 
 
 def test_leaving_earns_nothing_either() -> None:

@@ -84,6 +84,7 @@ class VectorModel:
             text = request.ask.texts[index]
             self._batch.add(text, 0, sequence, wanted=len(text))
         self.computing = frozenset(request.ask.id for request, _ in chosen)
+        self._ledger.begin()
         done = self.context.encode(self._batch)
         self.computing = frozenset()
         self.steps += 1

@@ -122,30 +122,37 @@ def job_of(ask: Generate | Embed, arrived: float, *, prompt: int) -> Job:
 class Ledger:
     """Tokens that each sender used in each lane, over its weight: who used least goes first.
 
-    Someone who comes, or comes back, begins where the least of those stands who have something to do, so that
-    resting earns nothing. What was used above that is remembered, so that leaving earns nothing either.
+    Someone who comes, or comes back, begins where the least of those who have something to do stood when the
+    step began that is computed meanwhile, so that resting earns nothing: start-time fair queueing (Goyal, Vin
+    and Cheng, 1996). What was used above that is remembered, so that leaving earns nothing either.
     """
 
     def __init__(self) -> None:
         self._used: dict[tuple[int, str], float] = {}
         self._jobs: dict[tuple[int, str], int] = {}
-        self._floor: dict[int, float] = {}
+        self._floor: dict[int, float] = {}  # where a newcomer begins
+
+    def begin(self) -> None:
+        """A step begins."""
+        least: dict[int, float] = {}
+        for key in self._jobs:
+            least[key[0]] = min(self._used[key], least.get(key[0], FOREVER))
+        for lane, used in least.items():
+            self._floor[lane] = max(used, self._floor.get(lane, 0.0))
 
     def arrive(self, job: Job) -> None:
         """A job of this sender came."""
         key = (job.lane, job.sender)
-        if key not in self._jobs:
-            floor = self._rise(job.lane)
-            self._used[key] = max(self._used.get(key, 0.0), floor)
+        self._used[key] = self.used(job) if key in self._jobs else max(self.used(job), self._least(job.lane))
         self._jobs[key] = self._jobs.get(key, 0) + 1
 
     def leave(self, job: Job) -> None:
         """A job of this sender ended."""
         key = (job.lane, job.sender)
-        self._rise(job.lane)
         self._jobs[key] -= 1
         if not self._jobs[key]:
             del self._jobs[key]
+            self._forget(job.lane)
 
     def charge(self, job: Job, tokens: int) -> None:
         """So many tokens were computed for it."""
@@ -154,18 +161,16 @@ class Ledger:
 
     def used(self, job: Job) -> float:
         """Tokens over weight of its sender in its lane."""
-        return self._used.get((job.lane, job.sender), self._floor.get(job.lane, 0.0))
+        return self._used.get((job.lane, job.sender), self._least(job.lane))
 
-    def _rise(self, lane: int) -> float:
-        """Where a newcomer begins; who rests below that is forgotten."""
-        active = [self._used.get(key, 0.0) for key in self._jobs if key[0] == lane]
-        floor = self._floor.get(lane, 0.0)
-        if active:
-            floor = self._floor[lane] = max(floor, min(active))
+    def _least(self, lane: int) -> float:
+        return self._floor.get(lane, 0.0)
+
+    def _forget(self, lane: int) -> None:
+        """Who rests, and would begin as a newcomer does."""
         for key in [key for key in self._used if key[0] == lane and key not in self._jobs]:
-            if self._used[key] <= floor:
+            if self._used[key] <= self._least(lane):
                 del self._used[key]
-        return floor
 
 
 class Jobs:

@@ -40,11 +40,12 @@ class Plan(msgspec.Struct, kw_only=True):
     wake: float | None = None
 
     def enact(self, jobs: Jobs, now: float) -> None:
-        """Pause and start what it says; those to drop and to end were answered and removed before."""
+        """Pause and start what it says, as a step begins; who is to drop and to end was removed before."""
         for id in self.pause:
             jobs.pause(jobs.by_id[id], now, aside=id in self.aside)
         for id in self.start:
             jobs.start(jobs.by_id[id], now, aged=id in self.aged)
+        jobs.ledger.begin()
 
 
 def plan(jobs: Jobs, speeds: Speeds, now: float, limits: Limits) -> Plan:
