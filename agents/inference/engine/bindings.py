@@ -6,7 +6,6 @@ the engine's start, for nothing. So its place is taken before it is imported.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import sys
 from types import ModuleType
@@ -35,4 +34,6 @@ __all__ = ["lib", "version"]
 
 def version() -> str:
     """Of the bindings, and with them of llama.cpp."""
+    import importlib.metadata  # two megabytes that few need
+
     return importlib.metadata.version("llama-cpp-python")

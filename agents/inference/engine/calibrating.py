@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ _PAYS = 1.1  # more sequences pay if together they are faster by so much
 _USUAL = 4  # where the machine is too busy to tell
 LENGTH, _PROMPTS, _TIMES = 256, (32, 128), 3
 _CALM = 0.15  # of the cores are busy with something else, at most
+_APART = 7919  # tokens of what is computed, so that they are various ones
 _LONGEST = 5.0  # seconds after which no larger number is tried
 
 
@@ -32,11 +33,13 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         calm: nothing else kept the machine busy meanwhile.
+        of: the file, the machine, and the way to compute.
     """
 
     slots: int
     speeds: Figures
     calm: bool = True
+    of: str = ""
 
 
 class Way(NamedTuple):
@@ -52,12 +55,15 @@ def figures_of(path: Path, weights: Weights, way: Way, *, folder: Path | None, m
     What was measured on a busy machine is not remembered: it is measured again the next time. With `most` 0
     nothing is measured.
     """
-    place = folder / f"{_key(path, way)}.json" if folder else None
+    identity = _identity(path, way)
+    place = folder / f"{path.stem[:64]}-{zlib.crc32(identity.encode()):08x}.json" if folder else None
     if place:
         try:
-            return msgspec.json.decode(place.read_bytes(), type=Measured)
+            known = msgspec.json.decode(place.read_bytes(), type=Measured)
         except (OSError, msgspec.MsgspecError):
-            pass
+            known = None
+        if known and known.of == identity:
+            return known
     if not most:
         return Measured(slots=_USUAL, speeds=Figures(), calm=False)
     with open_context(weights, context=LENGTH, sequences=most, threads=way.threads, fast=way.fast) as context:
@@ -66,7 +72,7 @@ def figures_of(path: Path, weights: Weights, way: Way, *, folder: Path | None, m
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             half = place.with_suffix(f".{os.getpid()}")
-            half.write_bytes(msgspec.json.encode(measured))
+            half.write_bytes(msgspec.json.encode(msgspec.structs.replace(measured, of=identity)))
             half.replace(place)
         except OSError:
             pass
@@ -76,7 +82,7 @@ def figures_of(path: Path, weights: Weights, way: Way, *, folder: Path | None, m
 def measure(context: Context) -> Measured:
     """Computes prompts, and steps of 1, 2, 4, … sequences: two may be slower than one, eight faster again."""
     batch = Batch(512)
-    random = np.random.default_rng(0)
+    words = np.arange(LENGTH, dtype=np.int32) * _APART % context.weights.vocabulary.size
     speeds = Speeds()
     started, others = time.monotonic(), Neighbours()
 
@@ -84,8 +90,7 @@ def measure(context: Context) -> Measured:
         """Seconds of a batch with a sequence of each length: the least of some, since others disturb it."""
         batch.clear()
         for sequence, length in enumerate(lengths):
-            tokens = random.integers(0, context.weights.vocabulary.size, length).astype(np.int32)
-            batch.add(tokens, 0, sequence, wanted=1)
+            batch.add(words[:length], 0, sequence, wanted=1)
         return min(_computed(context, batch) for _ in range(_TIMES))
 
     for length in _PROMPTS:
@@ -113,7 +118,7 @@ def _computed(context: Context, batch: Batch) -> float:
     return time.monotonic() - started
 
 
-def _key(path: Path, way: Way) -> str:
+def _identity(path: Path, way: Way) -> str:
     """Another one for another file, machine, number of threads or way to compute."""
     found = path.stat()
     words = (
@@ -124,7 +129,7 @@ def _key(path: Path, way: Way) -> str:
         platform.machine(),
         _processor(),
     )
-    return hashlib.sha256(repr(words).encode()).hexdigest()[:24]
+    return repr(words)
 
 
 def _processor() -> str:

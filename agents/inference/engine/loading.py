@@ -26,7 +26,6 @@ from xnai.agents.inference.engine.llama import (
     open_vocabulary,
 )
 from xnai.agents.inference.engine.outbox import Outbox
-from xnai.agents.inference.engine.saved import SavedStates
 from xnai.agents.inference.engine.sequences import Sequences
 from xnai.agents.inference.engine.speeds import Speeds
 from xnai.agents.inference.errors import ModelInvalid, ModelTooLarge, PromptTooLong
@@ -37,6 +36,7 @@ from xnai.protocol.errors import InvalidPayload
 
 if TYPE_CHECKING:
     from xnai.agents.inference.engine.rules import Matcher, Rulebook
+    from xnai.agents.inference.engine.saved import SavedStates
 
 _BATCH = 512  # tokens of a decode
 
@@ -250,6 +250,8 @@ class Opener:
         setup, wanted = self._setup, loaded.wanted
         if not setup.saved_memory and not (setup.saved_disk and self._folder):
             return None
+        from xnai.agents.inference.engine.saved import SavedStates  # OpenSSL: four megabytes that few need
+
         found = Path(wanted.path).stat()
         words = (
             found.st_size,
