@@ -32,6 +32,7 @@ def write_model(
     seed: int = 0,
     script: Sequence[str] = (),
     control: Sequence[str] = (),
+    spaced: bool = False,
     context: int = 512,
     head: int = _WIDTH // _HEADS,
     feed_forward: int = _FEED_FORWARD,
@@ -42,7 +43,7 @@ def write_model(
     Without a script it says anything, the same for the same seed. A script is a list of words of the
     vocabulary of which none comes twice: after each of them the likeliest token is the next one, so that a
     prompt that ends with the first makes it say the others. `</s>` ends an answer. `control` are more control
-    words than CONTROL, behind all others. `head` is the
+    words than CONTROL, behind all others. `spaced` puts a space in front of each text. `head` is the
     length of a key and of a value. The wider `feed_forward`, the longer each token takes.
     """
     writer = gguf.GGUFWriter(path, "llama")
@@ -59,6 +60,7 @@ def write_model(
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     words = [*WORDS, *control]
     _add_vocabulary(writer, words, (*CONTROL, *control))
+    writer.add_add_space_prefix(spaced)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
     for name, array in _weights(np.random.default_rng(seed), words, script, head, feed_forward).items():
@@ -81,7 +83,6 @@ def _add_vocabulary(writer: gguf.GGUFWriter, words: Sequence[str], control: Sequ
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(4)
     writer.add_add_bos_token(True)
-    writer.add_add_space_prefix(False)
 
 
 def _weights(

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xnai.agents.inference.engine.batches import Batch, Tokens
+from xnai.agents.inference.engine.beginnings import Beginnings, may_be_cut
 from xnai.agents.inference.engine.bindings import lib
 from xnai.agents.inference.errors import InferenceError, ModelInvalid
 from xnai.agents.inference.gguf_file import read_gguf
@@ -26,6 +28,7 @@ from xnai.agents.inference.memory import micro_batch
 
 _INFO, _WARN, _ERROR = 2, 3, 4  # levels in ggml.h, which the bindings do not name
 _BUFFER = re.compile(r"(KV|RS|compute|output|\S+ model) buffer size = +([0-9.]+) MiB")
+_PLAIN = (lib.LLAMA_TOKEN_ATTR_UNDEFINED, lib.LLAMA_TOKEN_ATTR_NORMAL, lib.LLAMA_TOKEN_ATTR_BYTE)
 _NOT_TEXT = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 
 _log = logging.getLogger(__name__)
@@ -97,10 +100,25 @@ class Vocabulary:
         Raises:
             InferenceError: llama.cpp refuses it.
         """
-        parts = [self._tokenize(piece, begin=begin and not index) for index, piece in enumerate(pieces)]
+        read = self.beginnings.tokens if self.beginnings else self.read
+        parts = [read(piece, begin and not index) for index, piece in enumerate(pieces)]
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
-    def _tokenize(self, text: str, *, begin: bool) -> Tokens:
+    @cached_property
+    def beginnings(self) -> Beginnings | None:
+        """What reads long texts whose beginning is known, for a vocabulary whose texts may be cut."""
+        ends = lib.llama_vocab_get_add_eos(self.pointer)
+        if lib.llama_vocab_type(self.pointer) != lib.LLAMA_VOCAB_TYPE_SPM or ends:
+            return None
+        attributes = (lib.llama_vocab_get_attr(self.pointer, token) for token in range(self.size))
+        words = ((self._spelling(token), found not in _PLAIN) for token, found in enumerate(attributes))
+        if not may_be_cut(words):
+            return None
+        spaced = self._spelling(int(self.read("a", False)[0])).startswith("\u2581")
+        return Beginnings(self.read, spaced=spaced)
+
+    def read(self, text: str, begin: bool) -> Tokens:
+        """The tokens of a text, the one that begins a text in front where `begin` wants it."""
         data = text.encode()
         found = np.empty(len(data) + 8, np.int32)
         place = found.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
@@ -128,7 +146,7 @@ class Vocabulary:
 
     def spelled(self, words: Sequence[str]) -> dict[int, bytes]:
         """The control tokens among these words, each with its spelling."""
-        found = ((self._tokenize(word, begin=False), word.encode()) for word in words)
+        found = ((self.read(word, False), word.encode()) for word in words)
         return {
             int(tokens[0]): data for tokens, data in found if len(tokens) == 1 and not self.piece(tokens[0])
         }
