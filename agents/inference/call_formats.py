@@ -25,7 +25,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sign: what stands in its chat templates.
         marks: what a call begins and ends with; "" for the end of the answer.
-        bare: how an answer begins that is a call without any mark: control words are not part of a text.
+        bare: how an answer begins that is a call without any mark.
         forced: what is put in front of a call that must come.
         keys: of the name and of the arguments.
         within: words that stand between the marks.

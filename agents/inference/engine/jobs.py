@@ -143,7 +143,8 @@ class Ledger:
     def arrive(self, job: Job) -> None:
         """A job of this sender came."""
         key = (job.lane, job.sender)
-        self._used[key] = self.used(job) if key in self._jobs else max(self.used(job), self._least(job.lane))
+        if key not in self._jobs:
+            self._used[key] = max(self.used(job), self._least(job.lane))
         self._jobs[key] = self._jobs.get(key, 0) + 1
 
     def leave(self, job: Job) -> None:
