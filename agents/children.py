@@ -28,11 +28,11 @@ def child_id(parent: Envelope, to: str, key: str, *, nth: int, again: int) -> st
 
     `key` is the name given, or the hash of the payload; `nth` counts equal ones; `again` how often one
     that did not complete was asked anew. Two senders may give their tasks the same id: that of the sender
-    is in it too.
+    is in it too. It begins with no dash, like every id that is minted.
     """
     words = (parent.sender, parent.id, to, key, str(nth), str(again))
     digest = hashlib.sha256("\n".join(words).encode()).digest()
-    return base64.urlsafe_b64encode(digest)[:22].decode()
+    return base64.urlsafe_b64encode(digest).decode().lstrip("-")[:22]
 
 
 class Children:

@@ -36,6 +36,13 @@ def add_order(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", help="the task's id: the same id is the same task, asked again or not")
 
 
+def add_id(parser: argparse.ArgumentParser) -> None:
+    """The id of a task. What we mint begins with no dash; one that was given may, and argparse wants --."""
+    parser.add_argument(
+        "id", metavar="ID", help="as printed by `xnai send`; behind -- where it begins with a dash"
+    )
+
+
 def read_payload(said: str | None, file: str | None) -> object:
     """The payload that the arguments ask for: JSON, or text if it is none, or bytes if it is no text either.
 

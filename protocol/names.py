@@ -72,8 +72,14 @@ def parse_address(to: object) -> tuple[str, str]:
 
 
 def new_id() -> str:
-    """128 random bits in 22 characters: who knows the id of a task may end it."""
-    return base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+    """128 random bits in 22 characters: who knows the id of a task may end it.
+
+    Drawn anew where it would begin with a dash: it is written behind commands, which would take it for an
+    option.
+    """
+    while (id := base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")).startswith("-"):
+        pass
+    return id
 
 
 def new_instance() -> str:

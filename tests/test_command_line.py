@@ -261,11 +261,23 @@ async def test_a_task_that_nobody_takes_says_so(server: Server, tmp_path: Path) 
     env = where(server)
     id = (await command("send", "asleep.echo", "7", folder=tmp_path, env=env)).out.strip()
     done = await command("task", id, folder=tmp_path, env=env)
+    assert done.status == 0, done
     first = done.out.splitlines()[0]
     assert first.startswith(f"asleep.echo {id} waits in the queue of asleep since ")
     assert first.endswith(": nobody takes tasks of asleep now")
     as_json = await command("task", id, "--json", folder=tmp_path, env=env)
     assert json.loads(as_json.out)["status"]["state"] == TaskState.SUBMITTED
+
+
+async def test_an_id_that_begins_with_a_dash_goes_behind_two(bus: Mapping[str, str], tmp_path: Path) -> None:
+    id = "-a-dash"
+    sent = await command("send", "odd.echo", "7", f"--id={id}", folder=tmp_path, env=bus)
+    assert sent.out == f"{id}\n"
+    for name in ("watch", "task"):
+        done = await command(name, "--", id, folder=tmp_path, env=bus)
+        assert done.status == 0, done
+        bare = await command(name, id, folder=tmp_path, env=bus)
+        assert (bare.status, complaint(bare)) == (2, "usage")
 
 
 async def test_a_task_is_canceled_once(bus: Mapping[str, str], tmp_path: Path) -> None:

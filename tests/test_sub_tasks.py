@@ -8,9 +8,11 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from golden.wire_examples import envelope
 from joining import member, worker
 
 from xnai.agents import Agent, Backoff, Context, Reject
+from xnai.agents.children import child_id
 from xnai.agents.testing import running
 from xnai.bus import Server
 from xnai.protocol import (
@@ -24,6 +26,7 @@ from xnai.protocol import (
     UnknownAgent,
 )
 from xnai.protocol.events import error_in
+from xnai.protocol.names import check_id
 
 AT_ONCE = Backoff(first=0.01, most=0.01)
 
@@ -507,3 +510,15 @@ async def test_why_a_sub_task_failed_stands_in_the_outcome_of_its_parent() -> No
             assert error is not None
             assert error.message == "never"
             assert not msgspec.to_builtins(error)["retryable"]
+
+
+def test_the_ids_of_sub_tasks_differ_and_none_begins_with_a_dash() -> None:
+    parent = envelope
+    ids = {
+        child_id(parent, "maths.double", "key", nth=nth, again=again)
+        for nth in range(40)
+        for again in range(40)
+    }
+    assert len(ids) == 1600
+    assert {len(check_id(id)) for id in ids} == {22}
+    assert not any(id.startswith("-") for id in ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -378,6 +379,12 @@ def test_minted_ids_have_128_bits_and_instances_eight_characters() -> None:
     assert len(minted) == 100
     assert {len(names.check_id(each)) for each in minted} == {22}
     assert {len(names.check_name(names.new_instance())) for _ in range(100)} == {8}
+
+
+def test_no_minted_id_begins_with_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([b"\xf8" * 16, b"\xfb" * 16, bytes(16)])
+    monkeypatch.setattr(os, "urandom", lambda size: next(drawn))
+    assert names.new_id() == "A" * 22
 
 
 @given(text=st.text())

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from xnai.deploy.arguments import add_id
 from xnai.deploy.output import say, show
 from xnai.deploy.statuses import Status
 
@@ -35,7 +36,7 @@ def add(commands: Any) -> None:
         ),
         epilog=_EXAMPLES,
     )
-    parser.add_argument("id", metavar="ID", help="as printed by `xnai send`")
+    add_id(parser)
 
 
 async def run(arguments: argparse.Namespace) -> int:

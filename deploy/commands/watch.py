@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from xnai.deploy.arguments import add_id
 from xnai.deploy.output import show
 from xnai.deploy.statuses import Status
 
@@ -25,7 +26,7 @@ def add(commands: Any) -> None:
         ),
         epilog=_EXAMPLES,
     )
-    parser.add_argument("id", metavar="ID", help="as printed by `xnai send`")
+    add_id(parser)
     parser.add_argument(
         "--after",
         type=int,
