@@ -121,7 +121,7 @@ async def _six_agents(size: Size) -> Rounds:
         llama_server(medium, slots=slots, context=_LONG_CONTEXT, threads=threads) as server,
     ):
         targets: dict[str, Target] = {"ours": our, "server": server}
-        return await compared(targets, partial(_talks, callers=AGENTS, turns=6), 2 * size.talks + 1)
+        return await compared(targets, partial(_talks, callers=AGENTS, turns=6), 4 * size.talks + 1)
 
 
 async def _agents(size: Size, name: str, metric: Callable[[Sequence[Trace]], float], *, bar: float) -> Figure:
