@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from xnai.bus.bus import Bus
 from xnai.bus.sending import Order
 from xnai.protocol.a2a import Part, TaskState
 from xnai.protocol.envelope import Envelope, encode
+from xnai.protocol.names import id_of
 
 if TYPE_CHECKING:
     from xnai.agents.run import Run
@@ -24,15 +24,14 @@ _SHORTEST = 0.001
 
 
 def child_id(parent: Envelope, to: str, key: str, *, nth: int, again: int) -> str:
-    """22 base64url characters that name the same sub-task in every attempt at its parent.
+    """The id of the same sub-task in every attempt at its parent.
 
     `key` is the name given, or the hash of the payload; `nth` counts equal ones; `again` how often one
     that did not complete was asked anew. Two senders may give their tasks the same id: that of the sender
-    is in it too. It begins with no dash, like every id that is minted.
+    is in it too.
     """
     words = (parent.sender, parent.id, to, key, str(nth), str(again))
-    digest = hashlib.sha256("\n".join(words).encode()).digest()
-    return base64.urlsafe_b64encode(digest).decode().lstrip("-")[:22]
+    return id_of(hashlib.sha256("\n".join(words).encode()).digest())
 
 
 class Children:

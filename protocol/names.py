@@ -72,14 +72,16 @@ def parse_address(to: object) -> tuple[str, str]:
 
 
 def new_id() -> str:
-    """128 random bits in 22 characters: who knows the id of a task may end it.
+    """128 random bits at least, in 22 characters: who knows the id of a task may end it."""
+    return id_of(os.urandom(24))
 
-    Drawn anew where it would begin with a dash: it is written behind commands, which would take it for an
-    option.
+
+def id_of(data: bytes) -> str:
+    """The first 22 characters of these 24 bytes or more in base64url, from one that is no dash.
+
+    An id is written behind commands, which would take it for an option.
     """
-    while (id := base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")).startswith("-"):
-        pass
-    return id
+    return base64.urlsafe_b64encode(data).decode().lstrip("-")[:22]
 
 
 def new_instance() -> str:

@@ -513,9 +513,8 @@ async def test_why_a_sub_task_failed_stands_in_the_outcome_of_its_parent() -> No
 
 
 def test_the_ids_of_sub_tasks_differ_and_none_begins_with_a_dash() -> None:
-    parent = envelope
     ids = {
-        child_id(parent, "maths.double", "key", nth=nth, again=again)
+        child_id(envelope, "maths.double", "key", nth=nth, again=again)
         for nth in range(40)
         for again in range(40)
     }
